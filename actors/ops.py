@@ -1,0 +1,269 @@
+"""The suspension points: every place where another CPU may run is an `await` on one of these ops.
+
+Rule 1: one op is one access to shared state, or one barrier, one message sent, one block.  Nothing fuses two of them.
+Rule 2: no other file yields.  A coroutine of the machine awaits ops and coroutines made of ops, and nothing else.
+Rule 3: an op is plain data (a code, a cell, small arguments), so that it can travel to the host that owns the cell.
+
+Ordering strengths follow the Linux kernel memory model (Documentation/memory-barriers.txt and atomic_t.txt): `set_bit` and
+`clear_bit` are unordered, `test_and_*`, `xchg` and a successful `cmpxchg` are full barriers, `smp_store_release` orders what
+came before it.  On x86 every locked instruction is a full barrier; the memory model in force decides that, not the op.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from actors.actor import Cell
+
+
+class Code(IntEnum):
+    """What an op does; the numbers are the wire format and are never reused."""
+
+    LOAD = 1
+    STORE = 2
+    RMW = 3
+    FENCE = 4
+    AWAIT = 5
+    SEND = 6
+    CHOOSE = 7
+
+
+class Order(IntEnum):
+    """How an op is ordered against the other accesses of its own thread."""
+
+    NONE = 0  # relaxed: READ_ONCE, WRITE_ONCE, set_bit
+    RELEASE = 1  # after every earlier store: smp_store_release, unlock
+    FULL = 2  # a full barrier on both sides: xchg, test_and_set_bit
+    LOCAL = 3  # state of one physical CPU, never in a store buffer: the IRQ flag
+    READ = 4  # smp_rmb: no memory model here reorders loads, so it orders nothing yet
+    WRITE = 5  # smp_wmb
+
+
+class Op:
+    """One step of a thread.  `cell` is None for barriers, sends and choices; `fn`, `a`, `b` are the arguments of an RMW."""
+
+    __slots__ = ("a", "b", "cell", "code", "fn", "order")
+
+    def __init__(self, code: Code, cell: Cell | None, fn: str = "", a: Any = None, b: Any = None, order: Order = Order.NONE) -> None:
+        self.code = code
+        self.cell = cell
+        self.fn = fn
+        self.a = a
+        self.b = b
+        self.order = order
+
+    def __await__(self) -> Generator[Op, Any, Any]:
+        return (yield self)
+
+    def __repr__(self) -> str:
+        return f"<op {describe(self)}>"
+
+
+_NO_ARGUMENTS = {"vm_enter", "ipi"}
+
+
+def describe(op: Op) -> str:
+    """The op as a kernel engineer would write it, without its result: `xchg(lapic1.pending_events, 0)`."""
+    cell = op.cell.label if op.cell is not None else ""
+    if op.code == Code.LOAD:
+        return f"READ_ONCE({cell})"
+    if op.code == Code.STORE:
+        name = "smp_store_release" if op.order == Order.RELEASE else "WRITE_ONCE"
+        return f"{name}({cell}, {op.a})"
+    if op.code == Code.FENCE:
+        return {Order.FULL: "smp_mb()", Order.WRITE: "smp_wmb()", Order.READ: "smp_rmb()"}[op.order]
+    if op.code == Code.SEND:
+        return f"smp_send_reschedule({op.a})"
+    if op.code == Code.CHOOSE:
+        return f"choose({op.a})"
+    if op.fn in _NO_ARGUMENTS:
+        return f"{op.fn}({cell})"
+    args = ", ".join(str(x) for x in (op.a, op.b) if x is not None)
+    if op.code == Code.AWAIT:
+        return f"{op.fn}({cell}, {args})"
+    name = op.fn
+    if op.order == Order.NONE and op.fn in ("or", "andnot"):
+        name = {"or": "set_bits", "andnot": "clear_bits"}[op.fn]
+    elif op.order == Order.FULL and op.fn in ("or", "andnot"):
+        name = {"or": "test_and_set_bits", "andnot": "test_and_clear_bits"}[op.fn]
+    return f"{name}({cell}, {args})"
+
+
+# ---- what an op does to the value of its cell: the same functions in the World and on a live host -----------------------
+
+# Bits of the one cell of a physical CPU, see actors.pcpu.
+IRQS_OFF, IN_GUEST, IPI_PENDING = 1, 2, 4
+
+
+def _cmpxchg(value: Any, a: Any, b: Any) -> Any:
+    return b if value == a else value
+
+
+def _vm_enter(value: int, _a: Any, _b: Any) -> int:
+    # An interrupt that is pending when the CPU enters the guest makes it leave at once [Intel SDM 26.7.5].
+    return value if value & IPI_PENDING else value | IN_GUEST
+
+
+def _ipi(value: int, _a: Any, _b: Any) -> int:
+    # IRQs off covers guest mode too (the host enters with IRQs off): the interrupt stays pending and forces an exit.
+    # With IRQs on, the host's handler for a reschedule IPI does nothing, and the kick is gone.
+    return value | IPI_PENDING if value & IRQS_OFF else value
+
+
+#: Read-modify-write functions by wire name: new value = fn(old value, a, b); the op's result is the old value.
+RMW = {
+    "or": lambda value, a, _b: value | a,
+    "andnot": lambda value, a, _b: value & ~a,
+    "xchg": lambda _value, a, _b: a,
+    "add": lambda value, a, _b: value + a,
+    "cmpxchg": _cmpxchg,
+    "vm_enter": _vm_enter,
+    "ipi": _ipi,
+}
+
+#: Conditions of blocking ops by wire name: may the op go on?  Its effect is then `value = b` if b is not None.
+AWAIT = {
+    "await_eq": lambda value, a: bool(value == a),
+    "await_bits": lambda value, a: bool(value & a),
+}
+
+
+def apply(op: Op, value: Any) -> tuple[Any, Any]:
+    """(new value of the cell, result for the thread) of a load, store, RMW or unblocked await on a cell holding `value`."""
+    code = op.code
+    if code == Code.LOAD:
+        return value, value
+    if code == Code.STORE:
+        return op.a, None
+    if code == Code.RMW:
+        return RMW[op.fn](value, op.a, op.b), value
+    return (value if op.b is None else op.b), value
+
+
+# ---- what the machine awaits; names and order of arguments are the kernel's ----------------------------------------------
+
+
+def READ_ONCE(cell: Cell) -> Op:
+    """Load a shared variable."""
+    return cell.load
+
+
+def WRITE_ONCE(cell: Cell, value: Any) -> Op:
+    """Plain store; it may wait in a store buffer (tso, pso) before others see it."""
+    return Op(Code.STORE, cell, a=value)
+
+
+def smp_store_release(cell: Cell, value: Any) -> Op:
+    """Store that becomes visible after every earlier store of this thread."""
+    return Op(Code.STORE, cell, a=value, order=Order.RELEASE)
+
+
+def set_bit(nr: int, cell: Cell) -> Op:
+    """Atomic and unordered (on x86: LOCK OR, a full barrier)."""
+    return Op(Code.RMW, cell, "or", 1 << nr)
+
+
+def clear_bit(nr: int, cell: Cell) -> Op:
+    """Atomic and unordered (on x86: LOCK AND, a full barrier)."""
+    return Op(Code.RMW, cell, "andnot", 1 << nr)
+
+
+class _TestBit:
+    """Awaitable: an RMW of one bit whose result is that bit's old value (0 or 1)."""
+
+    __slots__ = ("nr", "op")
+
+    def __init__(self, op: Op, nr: int) -> None:
+        self.op = op
+        self.nr = nr
+
+    def __await__(self) -> Generator[Op, Any, int]:
+        old: int = yield self.op
+        return old >> self.nr & 1
+
+
+def test_and_set_bit(nr: int, cell: Cell) -> _TestBit:
+    """Atomic, full barrier; returns the bit's old value."""
+    return _TestBit(Op(Code.RMW, cell, "or", 1 << nr, order=Order.FULL), nr)
+
+
+def test_and_clear_bit(nr: int, cell: Cell) -> _TestBit:
+    """Atomic, full barrier; returns the bit's old value."""
+    return _TestBit(Op(Code.RMW, cell, "andnot", 1 << nr, order=Order.FULL), nr)
+
+
+test_and_set_bit.__test__ = False  # type: ignore[attr-defined]  # kernel names, not pytest tests
+test_and_clear_bit.__test__ = False  # type: ignore[attr-defined]
+
+
+def xchg(cell: Cell, value: Any) -> Op:
+    """Atomic exchange, full barrier; returns the old value."""
+    return Op(Code.RMW, cell, "xchg", value, order=Order.FULL)
+
+
+def cmpxchg(cell: Cell, old: Any, new: Any) -> Op:
+    """Atomic compare and exchange; returns the old value; a full barrier if it succeeds."""
+    return Op(Code.RMW, cell, "cmpxchg", old, new, order=Order.FULL)
+
+
+def atomic_fetch_add(value: int, cell: Cell) -> Op:
+    """Atomic add, full barrier; returns the old value."""
+    return Op(Code.RMW, cell, "add", value, order=Order.FULL)
+
+
+_MB = Op(Code.FENCE, None, order=Order.FULL)
+_WMB = Op(Code.FENCE, None, order=Order.WRITE)
+_RMB = Op(Code.FENCE, None, order=Order.READ)
+
+
+def smp_mb() -> Op:
+    """Full barrier: earlier stores are visible before anything later happens."""
+    return _MB
+
+
+def smp_wmb() -> Op:
+    """Earlier stores become visible before later ones."""
+    return _WMB
+
+
+def smp_rmb() -> Op:
+    """Earlier loads happen before later ones; no memory model of this version reorders loads."""
+    return _RMB
+
+
+def await_eq(cell: Cell, value: Any, new: Any = None) -> Op:
+    """Block until the cell holds `value`; then, in the same step, store `new` if given.  Locks and schedule() are made of it."""
+    return Op(Code.AWAIT, cell, "await_eq", value, new, Order.FULL)
+
+
+def await_bits(cell: Cell, mask: int) -> Op:
+    """Block until any bit of `mask` is set in the cell; returns the value seen."""
+    return Op(Code.AWAIT, cell, "await_bits", mask, order=Order.FULL)
+
+
+def local_rmw(cell: Cell, fn: str, a: Any = None) -> Op:
+    """RMW on the state of the CPU that executes it: immediate, never in a store buffer, orders nothing."""
+    return Op(Code.RMW, cell, fn, a, order=Order.LOCAL)
+
+
+def local_load(cell: Cell) -> Op:
+    """Load of the state of the CPU that executes it."""
+    return Op(Code.LOAD, cell, order=Order.LOCAL)
+
+
+def cpu_rmw(cell: Cell, fn: str, a: Any = None) -> Op:
+    """RMW on the state of the CPU that executes it which is also a full barrier: VM entry, VM exit."""
+    return Op(Code.RMW, cell, fn, a, order=Order.FULL)
+
+
+def send_ipi(pcpu: str) -> Op:
+    """Send a reschedule IPI to the physical CPU of that name; it arrives later, in a step of its own."""
+    return Op(Code.SEND, None, a=pcpu, order=Order.FULL)
+
+
+def choose(n: int) -> Op:
+    """A choice of the environment: returns 0..n-1, each a transition that the strategy may take."""
+    return Op(Code.CHOOSE, None, a=n)

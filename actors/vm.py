@@ -1,0 +1,121 @@
+"""The wiring: actors, cells and the table of kernel functions that a variant may replace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from actors import lapic, userspace, vcpu
+from actors.actor import Actor, Cell
+from actors.devices import Device
+from actors.guest import GuestMemory
+from actors.lapic import Lapic
+from actors.pcpu import Pcpu
+from actors.vcpu import Vcpu
+
+KernelFunction = Callable[..., Any]
+
+#: The reference machine: 3.11, INIT and SIPI latched and taken by one xchg.
+KERNEL_FUNCTIONS: dict[str, KernelFunction] = {
+    f.__name__: f
+    for f in (
+        lapic.apic_accept_irq,
+        lapic.apic_dm_fixed,
+        lapic.apic_dm_init,
+        lapic.apic_dm_startup,
+        lapic.apic_test_and_set_irr,
+        lapic.kvm_apic_accept_events,
+        lapic.mp_state_after_init,
+        vcpu.kvm_apic_has_events,
+        vcpu.kvm_arch_vcpu_runnable,
+        vcpu.kvm_emulate_halt,
+        vcpu.kvm_vcpu_deliver_sipi_vector,
+        vcpu.kvm_vcpu_reset,
+        vcpu.vcpu_enter_guest_event,
+        vcpu.vcpu_run_prologue,
+        vcpu.vcpu_unblocked,
+        userspace.get_mpstate_accept,
+        userspace.set_mpstate,
+    )
+}
+
+
+class Calls:
+    """`vm.calls.<kernel_name>`: where a call goes upwards, or to a function that a variant replaces."""
+
+    def __init__(self, replaced: Mapping[str, KernelFunction], own: Mapping[str, KernelFunction]) -> None:
+        table = {**KERNEL_FUNCTIONS, **own}
+        unknown = sorted(set(replaced) - set(table))
+        if unknown:
+            raise ValueError(
+                f"a variant replaces {', '.join(unknown)}, which nothing calls through vm.calls\n"
+                f"  replaceable: {', '.join(sorted(table))}"
+            )
+        self.__dict__.update(table)
+        self.__dict__.update(replaced)
+
+    def __getattr__(self, name: str) -> KernelFunction:  # only reached for a name that is not in the table
+        raise AttributeError(f"vm.calls has no {name}")
+
+
+class Vm:
+    """One virtual machine: empty, then `add_vcpus`, then what a scenario adds.
+
+    `replaced` are the kernel functions that a variant replaces, `own` the functions that a scenario brings along.
+    """
+
+    def __init__(
+        self, replaced: Mapping[str, KernelFunction] | None = None, own: Mapping[str, KernelFunction] | None = None
+    ) -> None:
+        self.actors: list[Actor] = []
+        self.by_name: dict[str, Actor] = {}
+        self.cells: list[Cell] = []
+        self.calls = Calls(replaced or {}, own or {})
+        self.vcpus: list[Vcpu] = []
+        self.devices: list[Device] = []
+        self.memory: GuestMemory | None = None
+        self.fingerprints = False  # does the runtime want checkpoints?
+
+    def add_vcpus(self, count: int, vectors: tuple[int, ...] = ()) -> None:
+        """`count` vCPUs, each with a LAPIC and a physical CPU of its own; `vectors`: the fixed interrupts they may get."""
+        for i in range(count):
+            pcpu = Pcpu(self, f"pcpu{i}")
+            apic = Lapic(self, f"lapic{i}", vectors)
+            self.vcpus.append(Vcpu(self, f"vcpu{i}", i, apic, pcpu))
+
+    def add_actor(self, actor: Actor) -> None:
+        """Register an actor; names are unique."""
+        if actor.name in self.by_name:
+            raise ValueError(f"two actors are called {actor.name}")
+        self.actors.append(actor)
+        self.by_name[actor.name] = actor
+        if isinstance(actor, Device):
+            self.devices.append(actor)
+
+    def add_cell(self, owner: Actor, name: str, init: Any) -> Cell:
+        """Register a cell; its index is its address between hosts."""
+        cell = Cell(owner, name, init, len(self.cells))
+        self.cells.append(cell)
+        return cell
+
+    def guest_memory(self, **cells: Any) -> GuestMemory:
+        """Guest RAM with these named cells and initial values, reachable as `vm.memory.<name>`."""
+        memory = GuestMemory(self, "memory")
+        for name, init in cells.items():
+            setattr(memory, name, memory.cell(name, init))
+        self.memory = memory
+        return memory
+
+    def reset(self) -> None:
+        """Every cell and every private state as at the start of a run."""
+        for cell in self.cells:
+            cell.value = cell.init
+            if cell.waiters:
+                cell.waiters.clear()
+        for actor in self.actors:
+            actor.reset()
+
+    @property
+    def pcpu_names(self) -> list[str]:
+        """Names of the physical CPUs, the targets of IPIs."""
+        return [vcpu.pcpu.name for vcpu in self.vcpus]

@@ -1,0 +1,10 @@
+"""The laboratory: run a machine under control, search it, replay it.  What a scenario file imports is here."""
+
+from actors.thread import Thread
+from actors.vm import Vm
+from racevisor.monitor import Monitor, Violation
+from racevisor.scenario import Always, Never, Scenario, Setup, Sometimes, Variant
+
+__version__ = "0.1.0"
+
+__all__ = ["Always", "Monitor", "Never", "Scenario", "Setup", "Sometimes", "Thread", "Variant", "Violation", "Vm", "__version__"]

@@ -1,0 +1,29 @@
+"""Every error of racevisor says what, where, and what to type next; each knows its exit status."""
+
+from __future__ import annotations
+
+
+class RacevisorError(Exception):
+    """Base of all; exit status 2: the request cannot be carried out as it was made."""
+
+    exit_status = 2
+
+
+class UsageError(RacevisorError):
+    """Unknown scenario, variant, set-up, memory model, or a scenario file that cannot be used."""
+
+
+class TraceError(RacevisorError):
+    """A trace file that is truncated, damaged, of another version, or of another scenario."""
+
+
+class NotDeterministic(RacevisorError):
+    """A schedule did not reproduce: replay diverged, or two runs of one schedule differ.  Exit status 3."""
+
+    exit_status = 3
+
+
+class ClusterError(RacevisorError):
+    """Ray did not answer, or an actor of it died.  Exit status 4."""
+
+    exit_status = 4

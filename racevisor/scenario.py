@@ -1,0 +1,211 @@
+"""Scenario, variant, set-up, claim: what a race is, in the words of whoever describes it."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+from actors.vm import Vm
+from racevisor.errors import UsageError
+from racevisor.memory import MODELS
+from racevisor.monitor import Monitor, Violation
+from racevisor.world import World
+
+#: The kernel's three words for how often the bad outcome is reached.
+Never, Sometimes, Always = "Never", "Sometimes", "Always"
+
+#: What a variant claims about a set-up: one word, or one per memory model (models not named: Never).
+Claim = str | Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One version of the code: the functions it replaces, and what it claims for the set-ups where it is not Never."""
+
+    about: str
+    replaces: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    claims: Mapping[str, Claim] = field(default_factory=dict)
+    #: checks that this variant does not promise, with the reason
+    exempt: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Who runs and how it starts; a scenario's `build` reads it."""
+
+    about: str
+
+
+class Scenario:
+    """Subclass it in a file of your own; one file is one race.
+
+    A subclass gives `variants`, perhaps `setups`, `build(vm, setup)`, and says what is bad: `exists(vm)` for an outcome at the
+    end (True or a sentence), `monitors(vm)` for what must hold at every step, `stuck(vm)` for what must not be left undone.
+    """
+
+    #: the name on the command line; by default the file's name
+    name: ClassVar[str] = ""
+    patch: ClassVar[str] = ""
+    variants: ClassVar[Mapping[str, Variant]] = {}
+    setups: ClassVar[Mapping[str, Setup]] = {"default": Setup("the scenario as it is written")}
+    #: functions of the scenario's own that variants may replace, reached as `vm.calls.<name>`
+    functions: ClassVar[Mapping[str, Callable[..., Any]]] = {}
+    max_steps: ClassVar[int] = 5_000
+
+    def build(self, vm: Vm, setup: str) -> None:
+        """Add vCPUs, threads, guest memory to the empty machine."""
+        raise UsageError(f"scenario {type(self).__name__} has no build(self, vm, setup): nobody runs in it")
+
+    def monitors(self, vm: Vm) -> list[Monitor]:
+        """Safety: what must hold at every step."""
+        return []
+
+    def exists(self, vm: Vm) -> bool | str:
+        """The outcome that is hunted, at an end state."""
+        return False
+
+    def stuck(self, vm: Vm) -> list[Violation]:
+        """Liveness: what must not be left undone when nothing can move."""
+        return []
+
+    def outcome(self, vm: Vm) -> str:
+        """One word or line that names the end state, for tables of outcomes."""
+        return "end"
+
+
+def claim(variant: Variant, setup: str, memory: str) -> str:
+    """The word claimed for one cell of the table."""
+    entry = variant.claims.get(setup, variant.claims.get("*", Never))
+    return entry if isinstance(entry, str) else entry.get(memory, Never)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A scenario file as text: what travels to other hosts, and what a trace was recorded from."""
+
+    path: str
+    text: str
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the text."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+class Case:
+    """One cell: a scenario in one variant, set-up and memory model.  Makes Worlds."""
+
+    def __init__(self, scenario: Scenario, source: Source, variant: str, setup: str, memory: str) -> None:
+        self.scenario = scenario
+        self.source = source
+        self.variant_name = require("variant", variant, scenario.variants, scenario.name)
+        self.setup = require("set-up", setup, scenario.setups, scenario.name)
+        self.memory = require("memory model", memory, MODELS, scenario.name)
+        self.variant = scenario.variants[variant]
+
+    @property
+    def claimed(self) -> str:
+        """Never, Sometimes or Always."""
+        return claim(self.variant, self.setup, self.memory)
+
+    def vm(self) -> Vm:
+        """A fresh machine of this case."""
+        vm = Vm(self.variant.replaces, self.scenario.functions)
+        self.scenario.build(vm, self.setup)
+        return vm
+
+    def world(self, *, max_steps: int | None = None, fingerprints: bool = False, functions: bool = False) -> World:
+        """A World over a fresh machine, with the scenario's checks."""
+        vm = self.vm()
+        exempt = self.variant.exempt
+        monitors = [m for m in self.scenario.monitors(vm) if m.check not in exempt]
+        return World(
+            vm,
+            self.memory,
+            monitors=monitors,
+            check=self.check,
+            outcome=self.scenario.outcome,
+            max_steps=max_steps or self.scenario.max_steps,
+            fingerprints=fingerprints,
+            functions=functions,
+        )
+
+    def check(self, vm: Vm) -> list[Violation]:
+        """Judge an end state."""
+        found = [v for v in self.scenario.stuck(vm) if v.check not in self.variant.exempt]
+        exists = self.scenario.exists(vm)
+        if exists:
+            found.append(Violation("exists", exists if isinstance(exists, str) else self.scenario.outcome(vm)))
+        return found
+
+    def __str__(self) -> str:
+        return f"{self.scenario.name} {self.variant_name}/{self.setup}/{self.memory}"
+
+
+def require(kind: str, name: str, known: Any, scenario: str) -> str:
+    """`name`, or a UsageError that lists what there is."""
+    if name not in known:
+        raise UsageError(f"{scenario} has no {kind} {name!r}\n  {kind}s: {', '.join(known)}\n  see: racevisor show {scenario}")
+    return name
+
+
+BUILT_IN = Path(__file__).resolve().parent.parent / "scenarios"
+
+
+def built_in() -> list[str]:
+    """Names of the scenarios that come with racevisor."""
+    return sorted(p.stem for p in BUILT_IN.glob("*.py") if not p.name.startswith("_"))
+
+
+def load(name: str) -> tuple[Scenario, Source]:
+    """A scenario by name, or by path to a file of your own."""
+    path = Path(name)
+    if name.endswith(".py") or "/" in name:
+        if not path.is_file():
+            raise UsageError(f"there is no scenario file {name}\n  built in: {', '.join(built_in())}\n  see: racevisor list")
+    else:
+        path = BUILT_IN / f"{name}.py"
+        if not path.is_file():
+            raise UsageError(f"there is no scenario {name!r}\n  built in: {', '.join(built_in())}\n  your own: give the path of its .py file")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read scenario file {name}: {error}") from error
+    source = Source(name, text)
+    return from_source(source), source
+
+
+def from_source(source: Source) -> Scenario:
+    """Execute a scenario's text in a module of its own and make its one Scenario."""
+    stem = Path(source.path).stem
+    module = ModuleType(f"scenario_{stem}")
+    module.__file__ = source.path
+    try:
+        exec(compile(source.text, source.path, "exec"), module.__dict__)  # scenario files are code that the user chose to run
+    except Exception as error:
+        where = getattr(error, "lineno", None)
+        if where is None:
+            frames = inspect.getinnerframes(error.__traceback__) if error.__traceback__ else []
+            where = next((f.lineno for f in reversed(frames) if f.filename == source.path), "?")
+        raise UsageError(f"scenario file {source.path} does not import: line {where}: {type(error).__name__}: {error}") from error
+    found = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Scenario) and value.__module__ == module.__name__
+    ]
+    if len(found) != 1:
+        raise UsageError(
+            f"scenario file {source.path} defines {len(found)} scenarios, it must define exactly one\n"
+            f"  class MyRace(Scenario): ...    with   from racevisor import Scenario, Variant"
+        )
+    scenario = found[0]()
+    if not scenario.name:
+        type(scenario).name = stem
+    if not scenario.variants:
+        raise UsageError(f'scenario {scenario.name} has no variants\n  variants = {{"before": Variant("what it does", ...)}}')
+    return scenario

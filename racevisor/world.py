@@ -1,0 +1,446 @@
+"""The World: one process, one step at a time; a strategy picks which channel's head moves.
+
+Everything that may happen next is the head of a FIFO channel: the next op of a thread, the oldest posted store of a store
+buffer, an IPI in flight, one answer of a choice.  The set of movable heads is kept up to date step by step; only what a step
+can have enabled or disabled is looked at again, so idle actors cost nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from actors.actor import Actor, Cell
+from actors.ops import AWAIT, RMW, Code, Op, Order, describe
+from actors.vm import Vm
+from racevisor.memory import StoreBuffer, buffer_name
+from racevisor.monitor import Monitor, Violation
+from racevisor.step import CHOICE, IPI, STORE_BUFFER, THREAD, Step
+
+MAX_STEPS = 5_000
+
+
+class Channel:
+    """A FIFO whose head may move.  `at` is its position among the movable ones, -1 if it cannot move."""
+
+    __slots__ = ("at", "kind", "name", "number", "payload", "queue", "thread")
+
+    def __init__(self, name: str, kind: int, number: int, thread: Thread, payload: Any = None) -> None:
+        self.name = name
+        self.kind = kind
+        self.number = number
+        self.thread = thread
+        self.payload = payload  # STORE_BUFFER: the cell, or None; IPI: the physical CPU; CHOICE: the answer
+        self.queue = 0  # IPI: how many are in flight
+        self.at = -1
+
+    def __repr__(self) -> str:
+        return f"<channel {self.name}>"
+
+
+class Thread:
+    """An actor that runs: its coroutine, the op it waits to execute, its store buffer."""
+
+    __slots__ = ("actor", "answers", "buffer", "channel", "coroutine", "flushes", "history", "op", "send")
+
+    def __init__(self, actor: Actor) -> None:
+        self.actor = actor
+        self.coroutine: Any = None
+        self.send: Callable[[Any], Op] | None = None
+        self.op: Op | None = None
+        self.buffer: StoreBuffer | None = None
+        self.channel: Channel = None  # type: ignore[assignment]  # set by the World that makes the thread
+        self.flushes: dict[int, Channel] = {}  # by cell index (pso), or one under -1 (tso)
+        self.answers: list[Channel] = []
+        self.history = 0
+
+
+class Strategy(Protocol):
+    """What chooses.  It sees channels, never actors, and owns its seed."""
+
+    def begin(self, world: World, run: int) -> None:
+        """A new execution starts; the World is reset."""
+
+    def pick(self, movable: list[Channel]) -> Channel | None:
+        """The channel whose head moves next, or None to give this execution up."""
+
+    def end(self, execution: Execution) -> bool:
+        """The execution ended; True if there is another one worth running."""
+
+
+class Execution:
+    """One execution: its steps and how it ended (`terminal`, `violated`, `bounded`, `pruned`)."""
+
+    __slots__ = ("outcome", "run", "status", "steps", "violations")
+
+    def __init__(self, run: int, steps: list[Step], status: str, violations: list[Violation], outcome: Any) -> None:
+        self.run = run
+        self.steps = steps
+        self.status = status
+        self.violations = violations
+        self.outcome = outcome
+
+    @property
+    def bad(self) -> bool:
+        """Did it show the outcome that is hunted, or break a check?"""
+        return bool(self.violations)
+
+
+class World:
+    """A VM under control.  `check(vm)` judges states where nothing can move; `monitors` judge every step they declared."""
+
+    def __init__(
+        self,
+        vm: Vm,
+        memory: str = "sc",
+        *,
+        monitors: list[Monitor] | None = None,
+        check: Callable[[Vm], list[Violation]] | None = None,
+        outcome: Callable[[Vm], Any] | None = None,
+        max_steps: int = MAX_STEPS,
+        fingerprints: bool = False,
+        functions: bool = False,
+    ) -> None:
+        self.vm = vm
+        self.memory = memory
+        self.monitors = monitors or []
+        self.check = check
+        self.outcome = outcome
+        self.max_steps = max_steps
+        self.functions = functions
+        self.channels: dict[str, Channel] = {}
+        self.movable: list[Channel] = []
+        self.steps: list[Step] = []
+        self.violations: list[Violation] = []
+        self.threads: list[Thread] = []
+        self.interned: dict[Any, int] = {}
+        vm.fingerprints = fingerprints
+        for actor in vm.actors:
+            coroutine = actor.run()
+            if coroutine is None:
+                continue
+            coroutine.close()
+            thread = Thread(actor)
+            thread.channel = self._channel(actor.name, THREAD, thread)
+            if memory != "sc":
+                thread.buffer = StoreBuffer(memory)
+            self.threads.append(thread)
+        self._deliver = {vcpu.pcpu.name: vcpu.pcpu.deliver_ipi for vcpu in vm.vcpus}
+        for monitor in self.monitors:
+            for cell in monitor.watches:
+                cell.watched = (*cell.watched, monitor)
+
+    # ---- channels ---------------------------------------------------------------------------------------------------------
+
+    def _channel(self, name: str, kind: int, thread: Thread, payload: Any = None) -> Channel:
+        channel = self.channels.get(name)
+        if channel is None:
+            channel = self.channels[name] = Channel(name, kind, len(self.channels), thread, payload)
+        return channel
+
+    def _enable(self, channel: Channel) -> None:
+        if channel.at < 0:
+            channel.at = len(self.movable)
+            self.movable.append(channel)
+
+    def _disable(self, channel: Channel) -> None:
+        at = channel.at
+        if at >= 0:
+            last = self.movable.pop()
+            if last is not channel:
+                self.movable[at] = last
+                last.at = at
+            channel.at = -1
+
+    # ---- one execution ----------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Drop the coroutines of an unfinished execution."""
+        for thread in self.threads:
+            if thread.coroutine is not None:
+                thread.coroutine.close()
+                thread.coroutine = None
+
+    def reset(self) -> None:
+        """Back to the initial state; every thread runs up to its first op."""
+        self.close()
+        self.vm.reset()
+        for channel in self.movable:
+            channel.at = -1
+        self.movable.clear()
+        for channel in self.channels.values():
+            channel.queue = 0
+        self.steps = []
+        self.violations = []
+        for monitor in self.monitors:
+            monitor.reset()
+        for thread in self.threads:
+            if thread.buffer is not None:
+                thread.buffer.clear()
+            thread.answers = []
+            thread.history = thread.channel.number
+            thread.coroutine = thread.actor.run()
+            thread.send = thread.coroutine.send
+            self._advance(thread, None)
+
+    def run(self, strategy: Strategy, run: int = 0) -> Execution:
+        """One execution under `strategy`."""
+        self.reset()
+        strategy.begin(self, run)
+        pick, step, movable = strategy.pick, self.step, self.movable
+        status = "terminal"
+        limit = self.max_steps
+        while movable:
+            if len(self.steps) >= limit:
+                status = "bounded"
+                break
+            channel = pick(movable)
+            if channel is None:
+                status = "pruned"
+                break
+            step(channel)
+            if self.violations:
+                status = "violated"
+                break
+        outcome = None
+        if status in ("terminal", "violated"):
+            if status == "terminal" and self.check is not None:
+                self.violations.extend(self.check(self.vm))
+            if self.outcome is not None:
+                outcome = self.outcome(self.vm)
+        return Execution(run, self.steps, status, self.violations, outcome)
+
+    def step(self, channel: Channel) -> Step:
+        """Move the head of `channel`."""
+        kind = channel.kind
+        thread = channel.thread
+        before = after = result = None
+        posted = False
+        if kind == THREAD:
+            op = thread.op
+            assert op is not None
+            cell = op.cell
+            code = op.code
+            if code == Code.LOAD:
+                assert cell is not None
+                buffer = thread.buffer
+                entry = buffer.forward(cell) if buffer is not None and buffer.entries else None
+                before = after = result = cell.value if entry is None else entry.value
+            elif code == Code.STORE:
+                assert cell is not None
+                before = cell.value
+                if thread.buffer is None:
+                    after = op.a
+                else:
+                    posted = True
+                    after = before
+                    thread.buffer.post(op)
+                    self._refresh_buffer(thread)
+            elif code == Code.RMW:
+                assert cell is not None
+                before = result = cell.value
+                after = RMW[op.fn](before, op.a, op.b)
+            elif code == Code.AWAIT:
+                assert cell is not None
+                before = result = cell.value
+                after = before if op.b is None else op.b
+            elif code == Code.SEND:
+                ipi = self._channel(f"{thread.actor.name}=>{op.a}", IPI, thread, op.a)
+                ipi.queue += 1
+                self._enable(ipi)
+            elif op.order == Order.WRITE and thread.buffer is not None:
+                thread.buffer.wmb()
+        elif kind == STORE_BUFFER:
+            assert thread.buffer is not None
+            entry = thread.buffer.entries[0] if channel.payload is None else self._head(thread.buffer, channel.payload)
+            thread.buffer.entries.remove(entry)
+            cell = entry.cell
+            op = cell.load  # stands for the store that was posted; the words come from the cell and its new value
+            before, after = cell.value, entry.value
+        elif kind == IPI:
+            channel.queue -= 1
+            if not channel.queue:
+                self._disable(channel)
+            op = self._deliver[channel.payload]
+            cell = op.cell
+            assert cell is not None
+            before = cell.value
+            after = RMW[op.fn](before, None, None)
+        else:
+            op = thread.op
+            assert op is not None
+            cell = None
+            result = channel.payload
+            for answer in thread.answers:
+                self._disable(answer)
+            thread.answers = []
+        step = Step(len(self.steps), kind, channel.name, thread.actor.name, op, cell, before, after, result, posted)
+        self.steps.append(step)
+        if cell is not None and not posted:
+            if kind != THREAD or code != Code.LOAD:
+                cell.value = after
+                if cell.waiters:
+                    for waiter in cell.waiters[:]:
+                        self._refresh(waiter)
+            for monitor in cell.watched:
+                violation = monitor.on_step(step)
+                if violation is not None:
+                    violation.step = step.n
+                    self.violations.append(violation)
+        if kind == THREAD or kind == CHOICE:
+            if op.code == Code.AWAIT:
+                cell.waiters.remove(thread)  # type: ignore[union-attr]
+            if self.functions:
+                step.function = innermost_function(thread.coroutine)
+            self._advance(thread, result)
+            if thread.actor.notes:
+                step.notes = thread.actor.notes[:]
+                thread.actor.notes.clear()
+        elif kind == STORE_BUFFER:
+            self._refresh_buffer(thread)
+            if thread.op is not None:
+                self._refresh(thread)
+        return step
+
+    @staticmethod
+    def _head(buffer: StoreBuffer, cell: Cell) -> Any:
+        for entry in buffer.entries:
+            if entry.cell is cell:
+                return entry
+        raise AssertionError(f"no posted store to {cell.label}")
+
+    def _advance(self, thread: Thread, value: Any) -> None:
+        """Give the thread its result; it runs to its next op."""
+        actor = thread.actor
+        if self.vm.fingerprints:
+            actor.checkpoint_seen = None
+        try:
+            op = thread.send(value)  # type: ignore[misc]
+        except StopIteration:
+            thread.op = None
+            thread.coroutine = None
+            self._disable(thread.channel)
+            if self.vm.fingerprints:
+                thread.history = self._intern(("end", actor.name, *actor.local_state()))
+            return
+        if type(op) is not Op:
+            raise foreign_await(actor, op)
+        thread.op = op
+        if self.vm.fingerprints:
+            seen = actor.checkpoint_seen
+            key: Any = (thread.history, value) if seen is None else (actor.name, seen)
+            thread.history = self._intern(key)
+        if op.code == Code.AWAIT:
+            op.cell.waiters.append(thread)  # type: ignore[union-attr]
+        elif op.code == Code.CHOOSE:
+            self._disable(thread.channel)
+            thread.answers = [self._channel(f"{actor.name}?{i}", CHOICE, thread, i) for i in range(op.a)]
+            for answer in thread.answers:
+                self._enable(answer)
+            return
+        self._refresh(thread)
+
+    def _refresh(self, thread: Thread) -> None:
+        """May the thread's next op execute now?"""
+        op = thread.op
+        assert op is not None
+        if (thread.buffer is None or thread.buffer.allows(op)) and (
+            op.code != Code.AWAIT or AWAIT[op.fn](op.cell.value, op.a)  # type: ignore[union-attr]
+        ):
+            self._enable(thread.channel)
+        else:
+            self._disable(thread.channel)
+
+    def _refresh_buffer(self, thread: Thread) -> None:
+        """Which of the thread's posted stores may reach memory now?"""
+        buffer = thread.buffer
+        assert buffer is not None
+        wanted = set()
+        for entry in buffer.movable():
+            key = entry.cell.index if buffer.per_cell else -1
+            wanted.add(key)
+            channel = thread.flushes.get(key)
+            if channel is None:
+                name = buffer_name(thread.actor.name, entry.cell, self.memory)
+                channel = self._channel(name, STORE_BUFFER, thread, entry.cell if buffer.per_cell else None)
+                thread.flushes[key] = channel
+            self._enable(channel)
+        for key, channel in thread.flushes.items():
+            if key not in wanted:
+                self._disable(channel)
+
+    # ---- what a search asks -----------------------------------------------------------------------------------------------
+
+    def access(self, channel: Channel) -> tuple[Cell | None, bool]:
+        """(cell, does it write?) of the channel's head in the present state; (None, False) if it touches nothing shared."""
+        kind = channel.kind
+        if kind == THREAD:
+            op = channel.thread.op
+            assert op is not None
+            code = op.code
+            cell = op.cell
+            if cell is None or (code == Code.STORE and channel.thread.buffer is not None):
+                return None, False
+            if code == Code.LOAD:
+                return cell, False
+            if code == Code.RMW:
+                return cell, RMW[op.fn](cell.value, op.a, op.b) != cell.value
+            if code == Code.AWAIT:
+                return cell, op.b is not None
+            return cell, True
+        if kind == STORE_BUFFER:
+            buffer = channel.thread.buffer
+            assert buffer is not None
+            return (buffer.entries[0].cell if channel.payload is None else channel.payload), True
+        if kind == IPI:
+            op = self._deliver[channel.payload]
+            assert op.cell is not None
+            return op.cell, RMW[op.fn](op.cell.value, None, None) != op.cell.value
+        return None, False
+
+    def _intern(self, key: Any) -> int:
+        number = self.interned.get(key)
+        if number is None:
+            try:
+                number = self.interned[key] = len(self.interned) + 1_000_000
+            except TypeError as error:
+                raise TypeError(f"a value that a stateful search must remember cannot be hashed: {key!r}") from error
+        return number
+
+    def fingerprint(self) -> tuple[Any, ...]:
+        """The present state as a value: equal values behave alike.  Needs a World made with fingerprints=True."""
+        parts: list[Any] = [cell.value for cell in self.vm.cells]
+        for thread in self.threads:
+            parts.append(thread.history)
+            buffer = thread.buffer
+            if buffer is not None and buffer.entries:
+                base = buffer.epoch
+                parts.append(tuple((e.cell.index, e.value, e.epoch - base) for e in buffer.entries))
+        for channel in self.channels.values():
+            if channel.queue:
+                parts.append((channel.number, channel.queue))
+        for monitor in self.monitors:
+            parts.append(monitor.state())
+        return tuple(parts)
+
+
+def innermost_function(coroutine: Any) -> str:
+    """The name of the kernel function that a suspended coroutine is in."""
+    name = ""
+    while coroutine is not None:
+        code = getattr(coroutine, "cr_code", None)
+        if code is None:
+            break
+        if code.co_name not in ("__aenter__", "__aexit__"):
+            name = code.co_name
+        coroutine = coroutine.cr_await
+    return name
+
+
+def foreign_await(actor: Actor, thing: object) -> TypeError:
+    """The courtesy error for an await that is not one of our ops."""
+    return TypeError(
+        f"{actor.name} awaited {thing!r}, which is not an op of the machine; only actors.ops may suspend a thread\n"
+        f"  instead of asyncio.sleep or a future, await an op: READ_ONCE(cell), await_eq(cell, value), choose(n), ...\n"
+        f"  last known op: {describe(thing) if isinstance(thing, Op) else 'none'}"
+    )

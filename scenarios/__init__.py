@@ -1,0 +1,1 @@
+"""The races: one file each, loaded by path.  Nothing imports this package; it exists so that a wheel carries the files."""

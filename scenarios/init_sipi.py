@@ -1,0 +1,555 @@
+"""A vCPU's INIT overwritten by its own HLT (KVM patch 66450a21f996, March 2013).
+
+To start a processor, the boot CPU sends it INIT, then SIPI with a start address.  Before the patch, KVM's sender wrote the
+target's mp_state with plain stores; the target wrote the same variable when it halted (HALTED) and when it woke (RUNNABLE).
+If the target's store lands second, the INIT is gone (I-1: HLT, I-2: un-halt), the SIPI that follows is dropped, and the guest
+waits for ever for a CPU that sleeps.  The patch latches both events in apic->pending_events and lets only the target's own
+thread write mp_state.  As it was first committed ("seed") it takes INIT and SIPI in two steps: an INIT and SIPI that arrive
+between them lose the SIPI (I-8, I-9).  "latch" takes both in one xchg (299018f44ac5; 3.10.0 and 3.11 ship it, no release
+ships the seed).  "today" (1e17a6f8721c, since 6.0) takes two steps again behind an early return: a stale SIPI brings I-8 back.
+
+Modelled: xAPIC ICR writes, the run loop with requests, mode, kicks and IPIs, HLT and wake-up, KVM_GET/SET_MP_STATE.
+Left out: SMM, nested guests, APICv, TPR.  The run loop around the patched functions is the one of later kernels (barriers in
+request and kick); 3.8 to 3.11 have none there and rely on x86's locked instructions.
+"""
+
+from actors.devices import Device
+from actors.guest import APIC_DM_INIT, APIC_DM_STARTUP, busy, idle
+from actors.lapic import KVM_APIC_INIT, KVM_APIC_SIPI, accept_init, accept_sipi, apic_dm_init, apic_dm_startup, kvm_lapic_reset
+from actors.ops import IN_GUEST, READ_ONCE, WRITE_ONCE, Code, set_bit, smp_rmb, smp_wmb, test_and_clear_bit, test_and_set_bit, xchg
+from actors.requests import (
+    KVM_MP_STATE_HALTED,
+    KVM_MP_STATE_INIT_RECEIVED,
+    KVM_MP_STATE_RUNNABLE,
+    KVM_MP_STATE_SIPI_RECEIVED,
+    KVM_REQ_EVENT,
+    MP_STATE_NAMES,
+    kvm_make_request,
+    kvm_vcpu_kick,
+)
+from actors.sync import TASK_INTERRUPTIBLE
+from actors.userspace import Userspace, kvm_arch_vcpu_ioctl_get_mpstate, kvm_arch_vcpu_ioctl_set_mpstate
+from actors.vcpu import RESET_CS_BASE, kvm_apic_has_interrupt, kvm_arch_interrupt_allowed
+from racevisor import Always, Monitor, Scenario, Setup, Sometimes, Variant, Violation
+
+# ---- before (3.8)                                          | seed (66450a21f996) is the machine's own apic_dm_init/_startup
+
+
+async def dm_init_before(me, apic):
+    await WRITE_ONCE(apic.vcpu.mp_state, KVM_MP_STATE_INIT_RECEIVED)  # races with the target's own stores
+    await kvm_make_request(KVM_REQ_EVENT, apic.vcpu)
+    await kvm_vcpu_kick(me, apic.vcpu)
+    return 1
+
+
+async def dm_startup_before(me, apic, vector):
+    if await READ_ONCE(apic.vcpu.mp_state) != KVM_MP_STATE_INIT_RECEIVED:
+        return 0  # dropped
+    await WRITE_ONCE(apic.sipi_vector, vector)
+    await WRITE_ONCE(apic.vcpu.mp_state, KVM_MP_STATE_SIPI_RECEIVED)
+    await kvm_make_request(KVM_REQ_EVENT, apic.vcpu)
+    await kvm_vcpu_kick(me, apic.vcpu)
+    return 1
+
+
+async def run_prologue_before(vcpu):
+    if await READ_ONCE(vcpu.mp_state) == KVM_MP_STATE_SIPI_RECEIVED:
+        await kvm_lapic_reset(vcpu.apic)
+        await vcpu.vm.calls.kvm_vcpu_reset(vcpu)
+        vector = await READ_ONCE(vcpu.apic.sipi_vector)
+        await vcpu.vm.calls.kvm_vcpu_deliver_sipi_vector(vcpu, vector)
+        await WRITE_ONCE(vcpu.mp_state, KVM_MP_STATE_RUNNABLE)
+
+
+async def unblocked_before(vcpu):
+    state = await READ_ONCE(vcpu.mp_state)
+    if state == KVM_MP_STATE_HALTED:
+        await WRITE_ONCE(vcpu.mp_state, KVM_MP_STATE_RUNNABLE)  # an INIT since the load above is overwritten
+    elif state != KVM_MP_STATE_RUNNABLE:
+        return -4  # -EINTR: userspace calls KVM_RUN again, which starts at run_prologue
+    return 1
+
+
+async def runnable_before(vcpu):
+    if await READ_ONCE(vcpu.mp_state) in (KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_SIPI_RECEIVED):
+        return True
+    if await READ_ONCE(vcpu.nmi_queued):
+        return True
+    return await kvm_arch_interrupt_allowed(vcpu) and await kvm_apic_has_interrupt(vcpu.apic) >= 0
+
+
+async def enter_guest_event_before(vcpu):
+    return True  # mp_state is not looked at again: guest code may run in INIT_RECEIVED
+
+
+async def no_accept(me, vcpu):
+    """Before the patch, and in I-M20: KVM_GET_MP_STATE only reads."""
+
+
+async def set_mpstate_before(vcpu, state):
+    await WRITE_ONCE(vcpu.mp_state, state)
+
+
+BEFORE = {
+    "apic_dm_init": dm_init_before,
+    "apic_dm_startup": dm_startup_before,
+    "vcpu_run_prologue": run_prologue_before,
+    "vcpu_unblocked": unblocked_before,
+    "kvm_arch_vcpu_runnable": runnable_before,
+    "vcpu_enter_guest_event": enter_guest_event_before,
+    "kvm_apic_accept_events": no_accept,
+    "set_mpstate": set_mpstate_before,
+}
+
+UNPROMISED_BEFORE = {
+    "I-I1": "senders write mp_state: that is what the patch ends",
+    "I-I6": "vcpu_enter_guest() does not look at mp_state again after it serviced requests",
+}
+
+# ---- kvm_apic_accept_events(): seed | latch is the machine's own (one xchg) | today
+
+
+async def accept_events_seed(me, vcpu):
+    apic = vcpu.apic
+    if await test_and_clear_bit(KVM_APIC_INIT, apic.pending_events):
+        await accept_init(me, vcpu)
+    if await test_and_clear_bit(KVM_APIC_SIPI, apic.pending_events):  # consumed even if we do not wait for it
+        if await READ_ONCE(vcpu.mp_state) == KVM_MP_STATE_INIT_RECEIVED:
+            await smp_rmb()
+            await accept_sipi(me, vcpu)
+
+
+async def accept_events_today(me, vcpu):
+    if not await READ_ONCE(vcpu.apic.pending_events):  # the only difference to the seed
+        return
+    await accept_events_seed(me, vcpu)
+
+
+async def dm_init_today(me, apic):
+    await WRITE_ONCE(apic.pending_events, 1 << KVM_APIC_INIT)
+    await kvm_make_request(KVM_REQ_EVENT, apic.vcpu)  # the smp_wmb() is in here now
+    await kvm_vcpu_kick(me, apic.vcpu)
+    return 1
+
+
+async def emulate_halt_today(vcpu):
+    pending = await READ_ONCE(vcpu.apic.pending_events)
+    await WRITE_ONCE(vcpu.mp_state, KVM_MP_STATE_RUNNABLE if pending else KVM_MP_STATE_HALTED)
+    return 1
+
+
+TODAY = {"kvm_apic_accept_events": accept_events_today, "apic_dm_init": dm_init_today, "kvm_emulate_halt": emulate_halt_today}
+
+# ---- mutants of the latched version (kvm_apic_accept_events and its senders)
+
+
+async def m6_init_ors(me, apic):
+    await set_bit(KVM_APIC_INIT, apic.pending_events)  # an older SIPI survives
+    await kvm_make_request(KVM_REQ_EVENT, apic.vcpu)
+    await kvm_vcpu_kick(me, apic.vcpu)
+    return 1
+
+
+async def m7_sipi_first(me, vcpu):
+    if not await READ_ONCE(vcpu.apic.pending_events):
+        return
+    pe = await xchg(vcpu.apic.pending_events, 0)
+    if pe & 1 << KVM_APIC_SIPI and await READ_ONCE(vcpu.mp_state) == KVM_MP_STATE_INIT_RECEIVED:
+        await accept_sipi(me, vcpu)
+    if pe & 1 << KVM_APIC_INIT:
+        await accept_init(me, vcpu)
+
+
+async def m10_no_request(me, apic):
+    await WRITE_ONCE(apic.pending_events, 1 << KVM_APIC_INIT)
+    await smp_wmb()
+    await kvm_vcpu_kick(me, apic.vcpu)
+    return 1
+
+
+async def m11_no_kick(me, apic):
+    await WRITE_ONCE(apic.pending_events, 1 << KVM_APIC_INIT)
+    await smp_wmb()
+    await kvm_make_request(KVM_REQ_EVENT, apic.vcpu)
+    return 1
+
+
+async def m12_no_events(vcpu):
+    return False
+
+
+async def m13_request_first(me, apic):
+    await kvm_make_request(KVM_REQ_EVENT, apic.vcpu)
+    await smp_wmb()
+    await WRITE_ONCE(apic.pending_events, 1 << KVM_APIC_INIT)
+    await kvm_vcpu_kick(me, apic.vcpu)
+    return 1
+
+
+async def m14_bit_first(me, apic, vector):
+    await set_bit(KVM_APIC_SIPI, apic.pending_events)
+    await smp_wmb()
+    await WRITE_ONCE(apic.sipi_vector, vector)
+    await kvm_make_request(KVM_REQ_EVENT, apic.vcpu)
+    await kvm_vcpu_kick(me, apic.vcpu)
+    return 1
+
+
+async def m15_no_wmb_in_sipi(me, apic, vector):
+    await WRITE_ONCE(apic.sipi_vector, vector)
+    await set_bit(KVM_APIC_SIPI, apic.pending_events)
+    await kvm_make_request(KVM_REQ_EVENT, apic.vcpu)
+    await kvm_vcpu_kick(me, apic.vcpu)
+    return 1
+
+
+async def m16_no_rmb(me, vcpu):
+    if not await READ_ONCE(vcpu.apic.pending_events):
+        return
+    pe = await xchg(vcpu.apic.pending_events, 0)
+    if pe & 1 << KVM_APIC_INIT:
+        await accept_init(me, vcpu)
+    if pe & 1 << KVM_APIC_SIPI and await READ_ONCE(vcpu.mp_state) == KVM_MP_STATE_INIT_RECEIVED:
+        await accept_sipi(me, vcpu)
+
+
+async def m17_no_wmb_in_init(me, apic):
+    await WRITE_ONCE(apic.pending_events, 1 << KVM_APIC_INIT)
+    await set_bit(KVM_REQ_EVENT, apic.vcpu.requests)  # kvm_make_request() of 3.8 to 3.11: no barrier of its own
+    await kvm_vcpu_kick(me, apic.vcpu)
+    return 1
+
+
+def m18_bsp_waits(vcpu):
+    return KVM_MP_STATE_INIT_RECEIVED
+
+
+async def m19_sipi_stays(me, vcpu):
+    apic = vcpu.apic
+    if not await READ_ONCE(apic.pending_events):
+        return
+    if await test_and_clear_bit(KVM_APIC_INIT, apic.pending_events):
+        await accept_init(me, vcpu)
+    if await READ_ONCE(vcpu.mp_state) == KVM_MP_STATE_INIT_RECEIVED:
+        if await test_and_clear_bit(KVM_APIC_SIPI, apic.pending_events):
+            await accept_sipi(me, vcpu)
+
+
+async def m22_double_init(me, apic):
+    await apic_dm_init(me, apic)
+    await kvm_make_request(KVM_REQ_EVENT, apic.vcpu)
+    await kvm_vcpu_kick(me, apic.vcpu)
+    return 1
+
+
+async def m22_double_startup(me, apic, vector):
+    await apic_dm_startup(me, apic, vector)
+    await kvm_make_request(KVM_REQ_EVENT, apic.vcpu)
+    await kvm_vcpu_kick(me, apic.vcpu)
+    return 1
+
+
+async def m23_tmr_after_irr(me, apic, vector, trig_mode):
+    if await apic.vm.calls.apic_test_and_set_irr(apic, vector):
+        return 0
+    if trig_mode:
+        await set_bit(vector & 31, apic.tmr[vector >> 5])
+    await kvm_make_request(KVM_REQ_EVENT, apic.vcpu)
+    await kvm_vcpu_kick(me, apic.vcpu)
+    return 1
+
+
+async def m24_hint_first(apic, vector):
+    await WRITE_ONCE(apic.irr_pending, True)
+    return await test_and_set_bit(vector & 31, apic.irr[vector >> 5])
+
+
+# ---- what must hold
+
+
+class OnTarget(Monitor):
+    """A check on one vCPU."""
+
+    def __init__(self, vcpu, watches, **ghost):
+        super().__init__(watches, **ghost)
+        self.vcpu = vcpu
+
+    def own(self, step):
+        return step.thread == self.vcpu.name or self.vcpu.mutex_word.value == step.thread
+
+    def latches(self, step, nr):
+        """Does the step set event bit `nr` in pending_events, from outside?"""
+        return step.cell is self.vcpu.apic.pending_events and not self.own(step) and step.after >> nr & 1 and step.writes
+
+    def takes(self, step, nr):
+        """Does the step take event bit `nr` out of pending_events, to act on it?"""
+        taken = step.cell is self.vcpu.apic.pending_events and step.before & ~step.after
+        return taken and taken >> nr & 1 and step.op.code == Code.RMW
+
+
+class SingleWriter(OnTarget):
+    """mp_state changes only on its own thread, or under the vCPU's mutex."""
+
+    check = "I-I1"
+
+    def on_step(self, step):
+        if step.writes and not self.own(step):
+            return Violation(self.check, f"{step.thread} wrote {step.cell.label} = {MP_STATE_NAMES[step.after]}", (step.n,))
+        return None
+
+
+class InitNotLost(OnTarget):
+    """INIT is never lost: not overwritten in mp_state, not wiped from pending_events."""
+
+    check = "I-I2"
+
+    def on_step(self, step):
+        apic = self.vcpu.apic
+        if self.takes(step, KVM_APIC_SIPI):
+            self.ghost["sipi_taken"] = True
+        if step.cell is apic.pending_events:
+            if self.latches(step, KVM_APIC_INIT):
+                self.where["init"] = step.n
+            gone = step.before & ~step.after & 1 << KVM_APIC_INIT
+            if gone and not self.takes(step, KVM_APIC_INIT):
+                return Violation(self.check, f"{step.thread} wiped {self.vcpu.name}'s latched INIT", (self.where.get("init", 0), step.n))
+            return None
+        if step.writes and step.after == KVM_MP_STATE_INIT_RECEIVED and not self.own(step):
+            self.where["init"] = step.n
+        if not step.writes or step.before != KVM_MP_STATE_INIT_RECEIVED or step.after == KVM_MP_STATE_INIT_RECEIVED:
+            return None
+        taken, self.ghost["sipi_taken"] = self.ghost["sipi_taken"], False
+        if self.own(step) and not taken:
+            text = f"{self.vcpu.name}'s INIT is overwritten: mp_state INIT_RECEIVED <- {MP_STATE_NAMES[step.after]}"
+            return Violation(self.check, text, (self.where.get("init", 0), step.n))
+        return None
+
+
+class SipiNotEaten(OnTarget):
+    """A SIPI is not taken while the INIT before it still waits: it belongs to that INIT."""
+
+    check = "I-I3"
+
+    def on_step(self, step):
+        if self.latches(step, KVM_APIC_INIT):
+            self.where["init"] = step.n
+        if self.latches(step, KVM_APIC_SIPI):
+            self.where["sipi"] = step.n
+        if self.takes(step, KVM_APIC_SIPI) and step.after >> KVM_APIC_INIT & 1:
+            text = f"{self.vcpu.name} takes the SIPI while the INIT before it is still latched"
+            return Violation(self.check, text, (self.where.get("init", 0), self.where.get("sipi", 0), step.n))
+        return None
+
+
+class VectorFresh(OnTarget):
+    """A vCPU starts at a vector that was sent after its last processed INIT.  Ghost: what was sent, in order ("I" for INIT)."""
+
+    check = "I-I4"
+
+    def on_step(self, step):
+        vcpu, ghost = self.vcpu, self.ghost
+        sender = vcpu.vm.by_name[step.thread]
+        foreign_state = step.cell is vcpu.mp_state and step.writes and not self.own(step)
+        if self.latches(step, KVM_APIC_INIT) or (foreign_state and step.after == KVM_MP_STATE_INIT_RECEIVED):
+            if not (step.op.code == Code.RMW and step.before & ~step.after):
+                ghost["sent"] = (*ghost["sent"], "I") if not self.latches(step, KVM_APIC_SIPI) or "I" not in ghost["sent"][-1:] else ghost["sent"]
+        elif self.latches(step, KVM_APIC_SIPI) or (foreign_state and step.after == KVM_MP_STATE_SIPI_RECEIVED):
+            ghost["sent"] = (*ghost["sent"], sender.sending)
+        if self.takes(step, KVM_APIC_INIT):
+            self._init_done()
+        if step.cell is vcpu.apic.sipi_vector and step.op.code == Code.LOAD and step.kind == 0 and self.own(step):
+            if not vcpu.apic.pending_events.value and "I" in ghost["sent"] and vcpu.mp_state.value == KVM_MP_STATE_SIPI_RECEIVED:
+                self._init_done()  # before the patch INIT is processed only here
+            if step.result not in ghost["sent"]:
+                return Violation(self.check, f"{vcpu.name} starts at vector {step.result}, which no SIPI after its INIT carried", (step.n,))
+        return None
+
+    def _init_done(self):
+        sent = self.ghost["sent"]
+        if "I" in sent:
+            last = len(sent) - 1 - sent[::-1].index("I")
+            self.ghost["sent"] = sent[last + 1 :]
+
+
+class BspNeverWaits(OnTarget):
+    """The BSP is never in INIT_RECEIVED."""
+
+    check = "I-I5"
+
+    def on_step(self, step):
+        if step.writes and step.after == KVM_MP_STATE_INIT_RECEIVED:
+            return Violation(self.check, f"{step.thread} put the BSP into INIT_RECEIVED, and nobody sends it a SIPI", (step.n,))
+        return None
+
+
+class NoGuestCodeInWfs(OnTarget):
+    """A vCPU that waits for SIPI does not enter the guest."""
+
+    check = "I-I6"
+
+    def on_step(self, step):
+        if step.op.fn == "vm_enter" and step.after & IN_GUEST and self.vcpu.mp_state.value in (1, KVM_MP_STATE_INIT_RECEIVED):
+            return Violation(self.check, f"{self.vcpu.name} enters the guest in {MP_STATE_NAMES[self.vcpu.mp_state.value]}", (step.n,))
+        return None
+
+
+class Sleeps(OnTarget):
+    """No busy loop: a halted vCPU is not un-halted three times by an event that it never consumes."""
+
+    check = "I-L3"
+
+    def on_step(self, step):
+        pending = self.vcpu.apic.pending_events.value
+        if step.cell is self.vcpu.apic.pending_events:
+            if step.writes:
+                self.ghost["idle_wakes"] = 0
+        elif pending and step.before == KVM_MP_STATE_HALTED and step.after == KVM_MP_STATE_RUNNABLE and self.own(step):
+            self.ghost["idle_wakes"] += 1
+            if self.ghost["idle_wakes"] == 3:
+                return Violation(self.check, f"{self.vcpu.name} never sleeps: pending_events stays {pending:#x}", (step.n,))
+        return None
+
+
+# ---- who runs
+
+OLD, FIRST, SECOND = 7, 8, 9  # SIPI vectors: a stale one, the first round's, the last round's
+IRQ = 0xEC  # Linux's LOCAL_TIMER_VECTOR
+
+
+def send(dest, *ipis):
+    """A guest program that writes the ICR for each of (mode, vector), back to back, and halts."""
+
+    async def sender(cpu):
+        for mode, vector in ipis:
+            await cpu.write_icr(dest, mode, vector)
+
+    return sender
+
+
+INIT, SIPI1, SIPI2 = (APIC_DM_INIT, 0), (APIC_DM_STARTUP, FIRST), (APIC_DM_STARTUP, SECOND)
+
+
+async def migrate(me):
+    """Stop both vCPUs, read mp_state, write it to a destination whose APIC has latched nothing, go on there."""
+    bsp, ap = me.vm.vcpus
+    await me.pause(bsp)
+    await me.pause(ap)
+    state = await kvm_arch_vcpu_ioctl_get_mpstate(me, ap)
+    await WRITE_ONCE(ap.apic.pending_events, 0)
+    await kvm_arch_vcpu_ioctl_set_mpstate(me, ap, state)
+    await me.resume(ap)
+    await me.resume(bsp)
+
+
+class InitSipi(Scenario):
+    """INIT and SIPI to a vCPU that is about to halt."""
+
+    name = "init_sipi"
+    patch = "66450a21f996 KVM: x86: Rework INIT and SIPI handling (2013)"
+    setups = {
+        "plain": Setup("vCPU0 sends INIT and SIPI back to back; vCPU1 is about to HLT"),
+        "irq": Setup("plain, and a timer interrupts vCPU1: an unrelated KVM_REQ_EVENT"),
+        "init_only": Setup("vCPU0 sends INIT only; vCPU1 computes and never exits by itself"),
+        "two_rounds": Setup("INIT, SIPI, INIT, SIPI with two vectors"),
+        "stale_sipi": Setup("plain, and an old SIPI is still pending at vCPU1"),
+        "bsp_init": Setup("vCPU1 sends INIT to vCPU0, the boot processor"),
+        "edge_irqs": Setup("no INIT: two edge interrupts to a halting vCPU1"),
+        "level_irq": Setup("no INIT: one level interrupt to a halting vCPU1"),
+        "migration": Setup("plain, while userspace moves vCPU1 by KVM_GET/SET_MP_STATE"),
+    }
+    variants = {
+        "before": Variant("3.8: senders and the vCPU write mp_state", BEFORE, claims={}, exempt=UNPROMISED_BEFORE),
+        "seed": Variant("the patch as committed: events latched, taken in two steps", {"kvm_apic_accept_events": accept_events_seed}),
+        "latch": Variant("3.10 and 3.11: both events taken in one xchg (the machine as it is)"),
+        "today": Variant("6.x: two steps behind an early return", TODAY),
+        "I-M6": Variant("INIT uses |= instead of =", {"apic_dm_init": m6_init_ors}),
+        "I-M7": Variant("SIPI processed before INIT", {"kvm_apic_accept_events": m7_sipi_first}),
+        "I-M10": Variant("INIT without KVM_REQ_EVENT, only a kick", {"apic_dm_init": m10_no_request}),
+        "I-M11": Variant("INIT without a kick", {"apic_dm_init": m11_no_kick}),
+        "I-M12": Variant("runnable() ignores pending_events", {"kvm_apic_has_events": m12_no_events}),
+        "I-M13": Variant("request before event in INIT", {"apic_dm_init": m13_request_first}),
+        "I-M14": Variant("SIPI bit before its vector", {"apic_dm_startup": m14_bit_first}),
+        "I-M15": Variant("SIPI without smp_wmb()", {"apic_dm_startup": m15_no_wmb_in_sipi}),
+        "I-M16": Variant("no smp_rmb() before the vector is read", {"kvm_apic_accept_events": m16_no_rmb}),
+        "I-M17": Variant("INIT without smp_wmb()", {"apic_dm_init": m17_no_wmb_in_init}),
+        "I-M18": Variant("BSP INIT leads to wait-for-SIPI", {"mp_state_after_init": m18_bsp_waits}),
+        "I-M19": Variant("a SIPI that is not waited for stays pending", {"kvm_apic_accept_events": m19_sipi_stays}),
+        "I-M20": Variant("KVM_GET_MP_STATE does not accept events", {"get_mpstate_accept": no_accept}),
+        "I-M22": Variant("every request and kick twice", {"apic_dm_init": m22_double_init, "apic_dm_startup": m22_double_startup}),
+        "I-M23": Variant("TMR set after IRR", {"apic_dm_fixed": m23_tmr_after_irr}),
+        "I-M24": Variant("irr_pending set before the IRR bit (so in 3.8 to 3.18)", {"apic_test_and_set_irr": m24_hint_first}),
+    }
+
+    def build(self, vm, setup):
+        vm.add_vcpus(2, vectors=(IRQ,) if setup in ("irq", "edge_irqs", "level_irq") else ())
+        bsp, ap = vm.vcpus
+        ap.mp_state.init = KVM_MP_STATE_RUNNABLE  # it ran before: this is a reboot, a kexec, or CPU hotplug
+        ap.programs[0] = busy if setup == "init_only" else idle
+        bsp.programs[0] = send(1, INIT, SIPI2)
+        if setup == "init_only":
+            bsp.programs[0] = send(1, INIT)
+        elif setup == "two_rounds":
+            bsp.programs[0] = send(1, INIT, SIPI1, INIT, SIPI2)
+        elif setup == "stale_sipi":
+            ap.apic.pending_events.init = 1 << KVM_APIC_SIPI
+            ap.apic.sipi_vector.init = OLD
+            ap.requests.init = 1 << KVM_REQ_EVENT
+        elif setup == "bsp_init":
+            bsp.programs[0] = idle
+            ap.programs[0] = send(0, INIT)
+        elif setup in ("edge_irqs", "level_irq"):
+            bsp.programs[0] = idle
+        if setup in ("irq", "edge_irqs", "level_irq"):
+            Device(vm, "timer0", 1, IRQ, level=setup == "level_irq", times=2 if setup == "edge_irqs" else 1)
+        if setup == "migration":
+            Userspace(vm, "userspace", migrate)
+
+    def target(self, vm):
+        return vm.vcpus[0] if vm.vcpus[1].programs[0].__name__ == "sender" else vm.vcpus[1]
+
+    def monitors(self, vm):
+        v = self.target(vm)
+        apic = v.apic
+        stale = (OLD,) if apic.sipi_vector.init == OLD else ()
+        found = [
+            SingleWriter(v, [v.mp_state]),
+            InitNotLost(v, [v.mp_state, apic.pending_events], sipi_taken=False),
+            SipiNotEaten(v, [apic.pending_events]),
+            VectorFresh(v, [v.mp_state, apic.pending_events, apic.sipi_vector], sent=stale),
+            NoGuestCodeInWfs(v, [v.mp_state, v.pcpu.cpu]),
+            Sleeps(v, [v.mp_state, apic.pending_events], idle_wakes=0),
+        ]
+        return [*found, BspNeverWaits(v, [v.mp_state])] if v.is_bsp else found
+
+    def stuck(self, vm):
+        v = self.target(vm)
+        found = []
+        pending = v.apic.pending_events.value
+        if pending and v.task_state.value == TASK_INTERRUPTIBLE:
+            found.append(Violation("I-I7", f"{v.name} sleeps while pending_events = {pending:#x}"))
+        wanted = self.wanted(vm)
+        if wanted not in (None, (v.mp_state.value, v.regs.value[1])):
+            found.append(Violation("I-L2" if v.is_bsp else "I-L1", f"{v.name}: {v.waits_for()}"))
+        for reg, word in v.apic.irr.items():
+            if word.value and v.mp_state.value != KVM_MP_STATE_INIT_RECEIVED and v.if_flag:
+                found.append(Violation("irq", f"{v.name} never takes the interrupt in IRR{reg}: {word.value:#x}"))
+        for device in vm.devices:
+            if device.remote_irr.value:
+                found.append(Violation("eoi", f"{device.name}'s level interrupt was handled as an edge: no EOI broadcast"))
+        return found
+
+    def wanted(self, vm):
+        """(mp_state, CS base) that INIT and SIPI must lead to; every started program ends halted."""
+        v = self.target(vm)
+        sender = vm.vcpus[1 - v.id].programs[0]
+        if sender is idle:
+            return None
+        if v.is_bsp:
+            return (KVM_MP_STATE_HALTED, RESET_CS_BASE)
+        if v.programs[0] is busy:
+            return (KVM_MP_STATE_INIT_RECEIVED, RESET_CS_BASE)
+        return (KVM_MP_STATE_HALTED, SECOND << 12)
+
+    def outcome(self, vm):
+        v = self.target(vm)
+        return f"{v.name} {v.waits_for()}"
