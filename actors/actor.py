@@ -80,6 +80,9 @@ class Actor:
         self.notes.clear()
         self.checkpoint_seen = None
 
+    def close(self) -> None:
+        """Drop what is suspended inside the actor: the end of a run."""
+
     def run(self) -> Coroutine[Op, Any, Any] | None:
         """The thread of control, if this actor is one."""
         return None

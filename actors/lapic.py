@@ -49,7 +49,6 @@ class Lapic(Actor):
 
 async def apic_send_ipi(me: Vcpu, dest: int, mode: int, vector: int, level: bool, shorthand: int) -> None:
     """Deliver the IPI that an ICR write asks for.  [lapic.c apic_send_ipi, irq_comm.c kvm_irq_delivery_to_apic]"""
-    me.sending = vector
     await WRITE_ONCE(me.apic.icr, vector | mode << 8)
     for vcpu in me.vm.vcpus:
         match = vcpu is not me if shorthand == APIC_DEST_ALLBUT else vcpu.id == dest

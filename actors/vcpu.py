@@ -64,12 +64,11 @@ class Vcpu(Actor):
         self.stopped = self.cell("stopped", False)
         #: Guest programs by CS base; what is not listed halts.
         self.programs: dict[int, GuestProgram] = {}
+        self.irq_handler: GuestProgram = irq_handler
         self.guest = GuestContext()
         self.private(generation=-1, if_flag=False, queued_vector=-1, nmi_pending=0, nmi_queued_inject=False, irq_window=False)
-        self.private(sending=-1)  # the vector of the IPI being sent, for checks that ask what was meant
 
-    def reset(self) -> None:
-        super().reset()
+    def close(self) -> None:
         self.guest.close()
 
     def local_state(self) -> tuple[Any, ...]:
@@ -192,9 +191,10 @@ async def load_regs(vcpu: Vcpu) -> None:
     """Take up the register state; another program runs if the vCPU was reset since."""
     generation, cs_base = await READ_ONCE(vcpu.regs)
     if generation != vcpu.generation:
+        if generation:
+            vcpu.if_flag = False  # a reset clears it; at the start it is what the scenario says
         vcpu.generation = generation
         vcpu.guest.start(vcpu.programs.get(cs_base, halt))
-        vcpu.if_flag = False
         vcpu.queued_vector, vcpu.nmi_pending, vcpu.nmi_queued_inject, vcpu.irq_window = -1, 0, False, False
 
 
@@ -277,7 +277,7 @@ async def run_guest(vcpu: Vcpu) -> Insn | None:
         guest.interrupt(nmi_handler)
     elif vcpu.queued_vector >= 0:
         vcpu.queued_vector = -1
-        guest.interrupt(irq_handler)
+        guest.interrupt(vcpu.irq_handler)
     while True:
         if await vcpu.pcpu.interrupt_window() & IPI_PENDING:
             return None

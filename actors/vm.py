@@ -73,6 +73,7 @@ class Vm:
         self.calls = Calls(replaced or {}, own or {})
         self.vcpus: list[Vcpu] = []
         self.devices: list[Device] = []
+        self.setup = ""  # the scenario's set-up, for checks that ask
         self.memory: GuestMemory | None = None
         self.fingerprints = False  # does the runtime want checkpoints?
 
@@ -108,12 +109,16 @@ class Vm:
 
     def reset(self) -> None:
         """Every cell and every private state as at the start of a run."""
+        self.reset_cells()
+        for actor in self.actors:
+            actor.reset()
+
+    def reset_cells(self) -> None:
+        """Every cell as at the start of a run, nobody waiting on it."""
         for cell in self.cells:
             cell.value = cell.init
             if cell.waiters:
                 cell.waiters.clear()
-        for actor in self.actors:
-            actor.reset()
 
     @property
     def pcpu_names(self) -> list[str]:

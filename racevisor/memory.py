@@ -47,6 +47,16 @@ class StoreBuffer:
         self.entries.clear()
         self.epoch = 0
 
+    def copy(self) -> StoreBuffer:
+        """The same posted stores, for a snapshot; entries are never changed under a World."""
+        other = StoreBuffer.__new__(StoreBuffer)
+        other.per_cell, other.entries, other.epoch = self.per_cell, self.entries[:], self.epoch
+        return other
+
+    def contents(self) -> tuple[tuple[int, Any, int], ...]:
+        """The posted stores as a value; equal contents behave alike."""
+        return tuple((e.cell.index, e.value, self.epoch - e.epoch) for e in self.entries)
+
     def post(self, op: Op) -> Posted:
         """Append a store; a release store is ordered after all earlier ones."""
         assert op.cell is not None

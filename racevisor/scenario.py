@@ -116,10 +116,11 @@ class Case:
     def vm(self) -> Vm:
         """A fresh machine of this case."""
         vm = Vm(self.variant.replaces, self.scenario.functions)
+        vm.setup = self.setup
         self.scenario.build(vm, self.setup)
         return vm
 
-    def world(self, *, max_steps: int | None = None, fingerprints: bool = False, functions: bool = False) -> World:
+    def world(self, *, max_steps: int | None = None, automata: bool = False, functions: bool = False) -> World:
         """A World over a fresh machine, with the scenario's checks."""
         vm = self.vm()
         exempt = self.variant.exempt
@@ -131,7 +132,7 @@ class Case:
             check=self.check,
             outcome=self.scenario.outcome,
             max_steps=max_steps or self.scenario.max_steps,
-            fingerprints=fingerprints,
+            automata=automata,
             functions=functions,
         )
 

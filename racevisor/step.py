@@ -52,7 +52,8 @@ def label(kind: int, op: Op, cell: Cell | None, after: Any, result: Any, posted:
         assert cell is not None
         return f"{cell.label} <- {after}"
     if kind == IPI:
-        return f"reschedule IPI arrives at {cell.owner.name if cell else '?'}: {after}"
+        assert cell is not None
+        return f"reschedule IPI arrives at {cell.owner.name}: {after}"
     code = op.code
     text = describe(op)
     if code == Code.STORE:

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from actors.actor import Actor, Cell
-from actors.ops import AWAIT, RMW, Code, Op, Order, describe
+from actors.ops import AWAIT, RMW, Code, Op, Order
 from actors.vm import Vm
+from racevisor.automata import Automata, resume
 from racevisor.memory import StoreBuffer, buffer_name
 from racevisor.monitor import Monitor, Violation
 from racevisor.step import CHOICE, IPI, STORE_BUFFER, THREAD, Step
@@ -86,6 +87,32 @@ class Execution:
         return bool(self.violations)
 
 
+#: A run of steps: the steps, the cells they may have changed with their values after it, local state and store buffer after it.
+Leap = tuple[list[Step], list[tuple[Cell, Any]], int, StoreBuffer | None]
+
+
+class Snapshot:
+    """What World.rewind copies back."""
+
+    __slots__ = ("buffers", "depth", "ghosts", "histories", "queues", "values")
+
+    def __init__(
+        self,
+        depth: int,
+        values: list[Any],
+        histories: list[int],
+        buffers: list[StoreBuffer | None],
+        queues: list[tuple[Channel, int]],
+        ghosts: list[tuple[dict[str, Any], dict[str, int]]],
+    ) -> None:
+        self.depth = depth
+        self.values = values
+        self.histories = histories
+        self.buffers = buffers
+        self.queues = queues
+        self.ghosts = ghosts
+
+
 class World:
     """A VM under control.  `check(vm)` judges states where nothing can move; `monitors` judge every step they declared."""
 
@@ -98,7 +125,7 @@ class World:
         check: Callable[[Vm], list[Violation]] | None = None,
         outcome: Callable[[Vm], Any] | None = None,
         max_steps: int = MAX_STEPS,
-        fingerprints: bool = False,
+        automata: bool = False,
         functions: bool = False,
     ) -> None:
         self.vm = vm
@@ -113,8 +140,8 @@ class World:
         self.steps: list[Step] = []
         self.violations: list[Violation] = []
         self.threads: list[Thread] = []
-        self.interned: dict[Any, int] = {}
-        vm.fingerprints = fingerprints
+        self.flying: list[Channel] = []  # the IPI channels that were ever used
+        vm.fingerprints = automata
         for actor in vm.actors:
             coroutine = actor.run()
             if coroutine is None:
@@ -125,6 +152,7 @@ class World:
             if memory != "sc":
                 thread.buffer = StoreBuffer(memory)
             self.threads.append(thread)
+        self.automata = Automata(self.threads) if automata else None
         self._deliver = {vcpu.pcpu.name: vcpu.pcpu.deliver_ipi for vcpu in vm.vcpus}
         for monitor in self.monitors:
             for cell in monitor.watches:
@@ -136,6 +164,8 @@ class World:
         channel = self.channels.get(name)
         if channel is None:
             channel = self.channels[name] = Channel(name, kind, len(self.channels), thread, payload)
+            if kind == IPI:
+                self.flying.append(channel)
         return channel
 
     def _enable(self, channel: Channel) -> None:
@@ -156,19 +186,23 @@ class World:
 
     def close(self) -> None:
         """Drop the coroutines of an unfinished execution."""
+        if self.automata is not None:
+            self.automata.close()
         for thread in self.threads:
             if thread.coroutine is not None:
                 thread.coroutine.close()
                 thread.coroutine = None
+            thread.actor.close()
 
     def reset(self) -> None:
         """Back to the initial state; every thread runs up to its first op."""
-        self.close()
-        self.vm.reset()
+        if self.automata is None:
+            self.close()
+        self.vm.reset_cells() if self.automata is not None else self.vm.reset()
         for channel in self.movable:
             channel.at = -1
         self.movable.clear()
-        for channel in self.channels.values():
+        for channel in self.flying:
             channel.queue = 0
         self.steps = []
         self.violations = []
@@ -178,14 +212,17 @@ class World:
             if thread.buffer is not None:
                 thread.buffer.clear()
             thread.answers = []
-            thread.history = thread.channel.number
-            thread.coroutine = thread.actor.run()
-            thread.send = thread.coroutine.send
+            thread.history = -1
+            if self.automata is None:
+                thread.coroutine = thread.actor.run()
+                thread.send = thread.coroutine.send
             self._advance(thread, None)
 
     def run(self, strategy: Strategy, run: int = 0) -> Execution:
-        """One execution under `strategy`."""
-        self.reset()
+        """One execution under `strategy`, which may set out from an earlier state instead of the initial one."""
+        resume = getattr(strategy, "resume", None)
+        if resume is None or not resume(self):
+            self.reset()
         strategy.begin(self, run)
         pick, step, movable = strategy.pick, self.step, self.movable
         status = "terminal"
@@ -204,6 +241,8 @@ class World:
                 break
         outcome = None
         if status in ("terminal", "violated"):
+            if self.automata is not None:
+                self.automata.restore_private_state(self.threads)
             if status == "terminal" and self.check is not None:
                 self.violations.extend(self.check(self.vm))
             if self.outcome is not None:
@@ -298,7 +337,7 @@ class World:
                 thread.actor.notes.clear()
         elif kind == STORE_BUFFER:
             self._refresh_buffer(thread)
-            if thread.op is not None:
+            if thread.op is not None and thread.op.code != Code.CHOOSE:  # the heads of a choice are its answers
                 self._refresh(thread)
         return step
 
@@ -311,30 +350,25 @@ class World:
 
     def _advance(self, thread: Thread, value: Any) -> None:
         """Give the thread its result; it runs to its next op."""
-        actor = thread.actor
-        if self.vm.fingerprints:
-            actor.checkpoint_seen = None
-        try:
-            op = thread.send(value)  # type: ignore[misc]
-        except StopIteration:
-            thread.op = None
+        if self.automata is not None:
+            thread.history = self.automata.move(thread, value)
+            op = self.automata.ops[thread.history]
+        else:
+            op = resume(thread.actor, thread.send, value)
+        thread.op = op
+        if op is not None:
+            self._arm(thread, op)
+        else:
             thread.coroutine = None
             self._disable(thread.channel)
-            if self.vm.fingerprints:
-                thread.history = self._intern(("end", actor.name, *actor.local_state()))
-            return
-        if type(op) is not Op:
-            raise foreign_await(actor, op)
-        thread.op = op
-        if self.vm.fingerprints:
-            seen = actor.checkpoint_seen
-            key: Any = (thread.history, value) if seen is None else (actor.name, seen)
-            thread.history = self._intern(key)
+
+    def _arm(self, thread: Thread, op: Op) -> None:
+        """The thread stands before `op`: which heads does that make?"""
         if op.code == Code.AWAIT:
             op.cell.waiters.append(thread)  # type: ignore[union-attr]
         elif op.code == Code.CHOOSE:
             self._disable(thread.channel)
-            thread.answers = [self._channel(f"{actor.name}?{i}", CHOICE, thread, i) for i in range(op.a)]
+            thread.answers = [self._channel(f"{thread.actor.name}?{i}", CHOICE, thread, i) for i in range(op.a)]
             for answer in thread.answers:
                 self._enable(answer)
             return
@@ -369,6 +403,65 @@ class World:
             if key not in wanted:
                 self._disable(channel)
 
+    # ---- back to an earlier state -----------------------------------------------------------------------------------------
+
+    def snapshot(self) -> Snapshot:
+        """The present state; needs a World made with automata=True."""
+        return Snapshot(
+            len(self.steps),
+            [cell.value for cell in self.vm.cells],
+            [thread.history for thread in self.threads],
+            [thread.buffer.copy() if thread.buffer is not None else None for thread in self.threads],
+            [(channel, channel.queue) for channel in self.flying if channel.queue],
+            [(dict(m.ghost), dict(m.where)) for m in self.monitors],
+        )
+
+    def rewind(self, snapshot: Snapshot) -> None:
+        """Back to a state of the present execution's prefix; threads are automata here, so nothing is executed again."""
+        del self.steps[snapshot.depth :]
+        self.violations = []
+        for cell, value in zip(self.vm.cells, snapshot.values, strict=True):
+            cell.value = value
+            if cell.waiters:
+                cell.waiters.clear()
+        for monitor, (ghost, where) in zip(self.monitors, snapshot.ghosts, strict=True):
+            monitor.ghost, monitor.where = dict(ghost), dict(where)
+        for channel in self.movable:
+            channel.at = -1
+        self.movable.clear()
+        for channel in self.flying:
+            channel.queue = 0
+        for channel, queue in snapshot.queues:
+            channel.queue = queue
+            self._enable(channel)
+        for thread, history, buffer in zip(self.threads, snapshot.histories, snapshot.buffers, strict=True):
+            thread.history = history
+            thread.answers = []
+            if buffer is not None:
+                thread.buffer = buffer.copy()
+                self._refresh_buffer(thread)
+            thread.op = self.automata.ops[history]
+            if thread.op is not None:
+                self._arm(thread, thread.op)
+
+    def leap(self, thread: Thread, steps: list[Step], values: list[tuple[Cell, Any]], history: int, buffer: StoreBuffer | None) -> None:
+        """Take a run of steps at once that was taken before from an equal state, and touched nothing but what is given here."""
+        assert self.automata is not None
+        self.steps.extend(steps)
+        for cell, value in values:
+            cell.value = value
+            if cell.waiters:
+                cell.waiters.clear()
+        thread.history = history
+        if buffer is not None:
+            thread.buffer = buffer.copy()
+            self._refresh_buffer(thread)
+        thread.op = self.automata.ops[history]
+        if thread.op is None:
+            self._disable(thread.channel)
+        else:
+            self._arm(thread, thread.op)
+
     # ---- what a search asks -----------------------------------------------------------------------------------------------
 
     def access(self, channel: Channel) -> tuple[Cell | None, bool]:
@@ -398,25 +491,14 @@ class World:
             return op.cell, RMW[op.fn](op.cell.value, None, None) != op.cell.value
         return None, False
 
-    def _intern(self, key: Any) -> int:
-        number = self.interned.get(key)
-        if number is None:
-            try:
-                number = self.interned[key] = len(self.interned) + 1_000_000
-            except TypeError as error:
-                raise TypeError(f"a value that a stateful search must remember cannot be hashed: {key!r}") from error
-        return number
-
     def fingerprint(self) -> tuple[Any, ...]:
-        """The present state as a value: equal values behave alike.  Needs a World made with fingerprints=True."""
+        """The present state as a value: equal values behave alike.  Needs a World made with automata=True."""
         parts: list[Any] = [cell.value for cell in self.vm.cells]
         for thread in self.threads:
             parts.append(thread.history)
-            buffer = thread.buffer
-            if buffer is not None and buffer.entries:
-                base = buffer.epoch
-                parts.append(tuple((e.cell.index, e.value, e.epoch - base) for e in buffer.entries))
-        for channel in self.channels.values():
+            if thread.buffer is not None and thread.buffer.entries:
+                parts.append(thread.buffer.contents())
+        for channel in self.flying:
             if channel.queue:
                 parts.append((channel.number, channel.queue))
         for monitor in self.monitors:
@@ -437,10 +519,3 @@ def innermost_function(coroutine: Any) -> str:
     return name
 
 
-def foreign_await(actor: Actor, thing: object) -> TypeError:
-    """The courtesy error for an await that is not one of our ops."""
-    return TypeError(
-        f"{actor.name} awaited {thing!r}, which is not an op of the machine; only actors.ops may suspend a thread\n"
-        f"  instead of asyncio.sleep or a future, await an op: READ_ONCE(cell), await_eq(cell, value), choose(n), ...\n"
-        f"  last known op: {describe(thing) if isinstance(thing, Op) else 'none'}"
-    )

@@ -15,7 +15,16 @@ request and kick); 3.8 to 3.11 have none there and rely on x86's locked instruct
 
 from actors.devices import Device
 from actors.guest import APIC_DM_INIT, APIC_DM_STARTUP, busy, idle
-from actors.lapic import KVM_APIC_INIT, KVM_APIC_SIPI, accept_init, accept_sipi, apic_dm_init, apic_dm_startup, kvm_lapic_reset
+from actors.lapic import (
+    KVM_APIC_INIT,
+    KVM_APIC_SIPI,
+    accept_init,
+    accept_sipi,
+    apic_accept_irq,
+    apic_dm_init,
+    apic_dm_startup,
+    kvm_lapic_reset,
+)
 from actors.ops import IN_GUEST, READ_ONCE, WRITE_ONCE, Code, set_bit, smp_rmb, smp_wmb, test_and_clear_bit, test_and_set_bit, xchg
 from actors.requests import (
     KVM_MP_STATE_HALTED,
@@ -264,7 +273,7 @@ async def m24_hint_first(apic, vector):
     return await test_and_set_bit(vector & 31, apic.irr[vector >> 5])
 
 
-# ---- what must hold
+# ---- what must hold; each check watches as few cells as it can, for what is watched together cannot be reordered
 
 
 class OnTarget(Monitor):
@@ -275,16 +284,17 @@ class OnTarget(Monitor):
         self.vcpu = vcpu
 
     def own(self, step):
+        """Is it the vCPU's own thread, or an ioctl that holds its mutex?"""
         return step.thread == self.vcpu.name or self.vcpu.mutex_word.value == step.thread
 
-    def latches(self, step, nr):
-        """Does the step set event bit `nr` in pending_events, from outside?"""
+    def latched(self, step, nr):
+        """Does somebody else's step set event bit `nr`?"""
         return step.cell is self.vcpu.apic.pending_events and not self.own(step) and step.after >> nr & 1 and step.writes
 
-    def takes(self, step, nr):
-        """Does the step take event bit `nr` out of pending_events, to act on it?"""
-        taken = step.cell is self.vcpu.apic.pending_events and step.before & ~step.after
-        return taken and taken >> nr & 1 and step.op.code == Code.RMW
+    def taken(self, step, nr):
+        """Does the step take event bit `nr` out, to act on it?"""
+        here = step.cell is self.vcpu.apic.pending_events and step.op.code == Code.RMW
+        return here and step.before & ~step.after & 1 << nr
 
 
 class SingleWriter(OnTarget):
@@ -298,77 +308,84 @@ class SingleWriter(OnTarget):
         return None
 
 
-class InitNotLost(OnTarget):
-    """INIT is never lost: not overwritten in mp_state, not wiped from pending_events."""
+class InitNotOverwritten(OnTarget):
+    """INIT is never lost: what a sender stored in mp_state is not overwritten by the vCPU's own store."""
 
     check = "I-I2"
 
     def on_step(self, step):
-        apic = self.vcpu.apic
-        if self.takes(step, KVM_APIC_SIPI):
-            self.ghost["sipi_taken"] = True
-        if step.cell is apic.pending_events:
-            if self.latches(step, KVM_APIC_INIT):
-                self.where["init"] = step.n
-            gone = step.before & ~step.after & 1 << KVM_APIC_INIT
-            if gone and not self.takes(step, KVM_APIC_INIT):
-                return Violation(self.check, f"{step.thread} wiped {self.vcpu.name}'s latched INIT", (self.where.get("init", 0), step.n))
+        if not step.writes:
             return None
-        if step.writes and step.after == KVM_MP_STATE_INIT_RECEIVED and not self.own(step):
+        if not self.own(step):
+            self.ghost["sent"] = step.after == KVM_MP_STATE_INIT_RECEIVED
             self.where["init"] = step.n
-        if not step.writes or step.before != KVM_MP_STATE_INIT_RECEIVED or step.after == KVM_MP_STATE_INIT_RECEIVED:
-            return None
-        taken, self.ghost["sipi_taken"] = self.ghost["sipi_taken"], False
-        if self.own(step) and not taken:
-            text = f"{self.vcpu.name}'s INIT is overwritten: mp_state INIT_RECEIVED <- {MP_STATE_NAMES[step.after]}"
-            return Violation(self.check, text, (self.where.get("init", 0), step.n))
+        elif self.ghost["sent"] and step.after != KVM_MP_STATE_INIT_RECEIVED:
+            text = f"{self.vcpu.name}'s INIT is lost: mp_state INIT_RECEIVED <- {MP_STATE_NAMES[step.after]}"
+            return Violation(self.check, text, (self.where["init"], step.n))
+        return None
+
+
+class InitNotWiped(OnTarget):
+    """INIT is never lost: a latched INIT leaves pending_events only by being taken."""
+
+    check = "I-I2"
+
+    def on_step(self, step):
+        if self.latched(step, KVM_APIC_INIT):
+            self.where["init"] = step.n
+        if step.before & ~step.after & 1 << KVM_APIC_INIT and not self.taken(step, KVM_APIC_INIT):
+            return Violation(self.check, f"{step.thread} wiped {self.vcpu.name}'s latched INIT", (self.where["init"], step.n))
         return None
 
 
 class SipiNotEaten(OnTarget):
-    """A SIPI is not taken while the INIT before it still waits: it belongs to that INIT."""
+    """A SIPI is not taken while the INIT before it is still latched: it belongs to that INIT."""
 
     check = "I-I3"
 
     def on_step(self, step):
-        if self.latches(step, KVM_APIC_INIT):
-            self.where["init"] = step.n
-        if self.latches(step, KVM_APIC_SIPI):
-            self.where["sipi"] = step.n
-        if self.takes(step, KVM_APIC_SIPI) and step.after >> KVM_APIC_INIT & 1:
+        for nr, event in ((KVM_APIC_INIT, "init"), (KVM_APIC_SIPI, "sipi")):
+            if self.latched(step, nr) and not step.before >> nr & 1:
+                self.where[event] = step.n
+        if self.taken(step, KVM_APIC_SIPI) and step.after >> KVM_APIC_INIT & 1:
             text = f"{self.vcpu.name} takes the SIPI while the INIT before it is still latched"
-            return Violation(self.check, text, (self.where.get("init", 0), self.where.get("sipi", 0), step.n))
+            return Violation(self.check, text, (self.where["init"], self.where["sipi"], step.n))
         return None
 
 
 class VectorFresh(OnTarget):
-    """A vCPU starts at a vector that was sent after its last processed INIT.  Ghost: what was sent, in order ("I" for INIT)."""
+    """A vCPU starts at a vector that was sent after its last processed INIT.
+
+    Ghost `sent`: the vectors stored since that INIT, with an "I" for each INIT that is not processed yet.
+    """
 
     check = "I-I4"
 
     def on_step(self, step):
-        vcpu, ghost = self.vcpu, self.ghost
-        sender = vcpu.vm.by_name[step.thread]
-        foreign_state = step.cell is vcpu.mp_state and step.writes and not self.own(step)
-        if self.latches(step, KVM_APIC_INIT) or (foreign_state and step.after == KVM_MP_STATE_INIT_RECEIVED):
-            if not (step.op.code == Code.RMW and step.before & ~step.after):
-                ghost["sent"] = (*ghost["sent"], "I") if not self.latches(step, KVM_APIC_SIPI) or "I" not in ghost["sent"][-1:] else ghost["sent"]
-        elif self.latches(step, KVM_APIC_SIPI) or (foreign_state and step.after == KVM_MP_STATE_SIPI_RECEIVED):
-            ghost["sent"] = (*ghost["sent"], sender.sending)
-        if self.takes(step, KVM_APIC_INIT):
-            self._init_done()
-        if step.cell is vcpu.apic.sipi_vector and step.op.code == Code.LOAD and step.kind == 0 and self.own(step):
-            if not vcpu.apic.pending_events.value and "I" in ghost["sent"] and vcpu.mp_state.value == KVM_MP_STATE_SIPI_RECEIVED:
-                self._init_done()  # before the patch INIT is processed only here
+        apic, ghost = self.vcpu.apic, self.ghost
+        if step.cell is not apic.sipi_vector:
+            if self.taken(step, KVM_APIC_INIT):
+                ghost["sent"] = after_last_init(ghost["sent"])
+            elif step.writes and not self.own(step) and self._is_init(step):
+                ghost["sent"] = (*ghost["sent"], "I")
+        elif step.op.code != Code.LOAD or step.kind != 0:
+            ghost["sent"] = (*ghost["sent"], step.after)
+        else:
+            if self.watches[0] is self.vcpu.mp_state:  # before the patch INIT is processed here
+                ghost["sent"] = after_last_init(ghost["sent"])
             if step.result not in ghost["sent"]:
-                return Violation(self.check, f"{vcpu.name} starts at vector {step.result}, which no SIPI after its INIT carried", (step.n,))
+                text = f"{self.vcpu.name} starts at vector {step.result}, which no SIPI after its last INIT carried"
+                return Violation(self.check, text, (step.n,))
         return None
 
-    def _init_done(self):
-        sent = self.ghost["sent"]
-        if "I" in sent:
-            last = len(sent) - 1 - sent[::-1].index("I")
-            self.ghost["sent"] = sent[last + 1 :]
+    def _is_init(self, step):
+        if step.cell is self.vcpu.mp_state:
+            return step.after == KVM_MP_STATE_INIT_RECEIVED
+        return step.after >> KVM_APIC_INIT & 1 and not step.after & ~step.before & 1 << KVM_APIC_SIPI
+
+
+def after_last_init(sent):
+    return sent[len(sent) - sent[::-1].index("I") :] if "I" in sent else sent
 
 
 class BspNeverWaits(OnTarget):
@@ -383,30 +400,30 @@ class BspNeverWaits(OnTarget):
 
 
 class NoGuestCodeInWfs(OnTarget):
-    """A vCPU that waits for SIPI does not enter the guest."""
+    """A vCPU that waits for SIPI does not enter the guest.  mp_state is read unwatched: by I-I1 only this thread writes it."""
 
     check = "I-I6"
 
     def on_step(self, step):
-        if step.op.fn == "vm_enter" and step.after & IN_GUEST and self.vcpu.mp_state.value in (1, KVM_MP_STATE_INIT_RECEIVED):
-            return Violation(self.check, f"{self.vcpu.name} enters the guest in {MP_STATE_NAMES[self.vcpu.mp_state.value]}", (step.n,))
+        state = self.vcpu.mp_state.value
+        if step.op.fn == "vm_enter" and step.after & IN_GUEST and state in (1, KVM_MP_STATE_INIT_RECEIVED):
+            return Violation(self.check, f"{self.vcpu.name} enters the guest in {MP_STATE_NAMES[state]}", (step.n,))
         return None
 
 
 class Sleeps(OnTarget):
-    """No busy loop: a halted vCPU is not un-halted three times by an event that it never consumes."""
+    """No busy loop: the vCPU does not find the same event pending eight times in a row without acting on it."""
 
     check = "I-L3"
 
     def on_step(self, step):
-        pending = self.vcpu.apic.pending_events.value
-        if step.cell is self.vcpu.apic.pending_events:
-            if step.writes:
-                self.ghost["idle_wakes"] = 0
-        elif pending and step.before == KVM_MP_STATE_HALTED and step.after == KVM_MP_STATE_RUNNABLE and self.own(step):
-            self.ghost["idle_wakes"] += 1
-            if self.ghost["idle_wakes"] == 3:
-                return Violation(self.check, f"{self.vcpu.name} never sleeps: pending_events stays {pending:#x}", (step.n,))
+        if step.writes or not step.after:
+            self.ghost["seen"] = 0
+        elif step.op.code == Code.LOAD and step.kind == 0:
+            self.ghost["seen"] += 1
+            if self.ghost["seen"] == 8:
+                text = f"{self.vcpu.name} never sleeps: pending_events stays {step.after:#x}"
+                return Violation(self.check, text, (step.n,))
         return None
 
 
@@ -429,16 +446,24 @@ def send(dest, *ipis):
 INIT, SIPI1, SIPI2 = (APIC_DM_INIT, 0), (APIC_DM_STARTUP, FIRST), (APIC_DM_STARTUP, SECOND)
 
 
+async def run_on(cpu):
+    """What the AP starts with: it runs and never halts."""
+    await cpu.compute()
+
+
+async def no_eoi(cpu):
+    """A handler that has not come to its EOI yet."""
+
+
 async def migrate(me):
-    """Stop both vCPUs, read mp_state, write it to a destination whose APIC has latched nothing, go on there."""
-    bsp, ap = me.vm.vcpus
-    await me.pause(bsp)
+    """SIPI is sent; then vCPU1 moves to a destination whose APIC has latched nothing."""
+    ap = me.vm.vcpus[1]
+    await apic_accept_irq(me, ap.apic, *SIPI2, True, False)
     await me.pause(ap)
     state = await kvm_arch_vcpu_ioctl_get_mpstate(me, ap)
     await WRITE_ONCE(ap.apic.pending_events, 0)
     await kvm_arch_vcpu_ioctl_set_mpstate(me, ap, state)
     await me.resume(ap)
-    await me.resume(bsp)
 
 
 class InitSipi(Scenario):
@@ -448,14 +473,14 @@ class InitSipi(Scenario):
     patch = "66450a21f996 KVM: x86: Rework INIT and SIPI handling (2013)"
     setups = {
         "plain": Setup("vCPU0 sends INIT and SIPI back to back; vCPU1 is about to HLT"),
-        "irq": Setup("plain, and a timer interrupts vCPU1: an unrelated KVM_REQ_EVENT"),
+        "irq": Setup("INIT and SIPI while a timer interrupt wakes vCPU1 from HLT: an unrelated KVM_REQ_EVENT"),
         "init_only": Setup("vCPU0 sends INIT only; vCPU1 computes and never exits by itself"),
         "two_rounds": Setup("INIT, SIPI, INIT, SIPI with two vectors"),
         "stale_sipi": Setup("plain, and an old SIPI is still pending at vCPU1"),
         "bsp_init": Setup("vCPU1 sends INIT to vCPU0, the boot processor"),
         "edge_irqs": Setup("no INIT: two edge interrupts to a halting vCPU1"),
         "level_irq": Setup("no INIT: one level interrupt to a halting vCPU1"),
-        "migration": Setup("plain, while userspace moves vCPU1 by KVM_GET/SET_MP_STATE"),
+        "migration": Setup("vCPU1 waits for SIPI; it is moved by KVM_GET/SET_MP_STATE right after the SIPI was sent"),
     }
     variants = {
         "before": Variant("3.8: senders and the vCPU write mp_state", BEFORE, claims={}, exempt=UNPROMISED_BEFORE),
@@ -484,9 +509,16 @@ class InitSipi(Scenario):
         vm.add_vcpus(2, vectors=(IRQ,) if setup in ("irq", "edge_irqs", "level_irq") else ())
         bsp, ap = vm.vcpus
         ap.mp_state.init = KVM_MP_STATE_RUNNABLE  # it ran before: this is a reboot, a kexec, or CPU hotplug
-        ap.programs[0] = busy if setup == "init_only" else idle
+        ap.programs = {0: busy if setup == "init_only" else idle, FIRST << 12: run_on, SECOND << 12: run_on}
         bsp.programs[0] = send(1, INIT, SIPI2)
-        if setup == "init_only":
+        if setup == "irq":
+            ap.mp_state.init = KVM_MP_STATE_HALTED
+            ap.programs[0], ap.irq_handler = busy, no_eoi
+            ap.private(if_flag=True)
+        elif setup == "migration":
+            bsp.programs[0] = idle
+            ap.mp_state.init, ap.regs.init = KVM_MP_STATE_INIT_RECEIVED, (1, RESET_CS_BASE)
+        elif setup == "init_only":
             bsp.programs[0] = send(1, INIT)
         elif setup == "two_rounds":
             bsp.programs[0] = send(1, INIT, SIPI1, INIT, SIPI2)
@@ -505,19 +537,20 @@ class InitSipi(Scenario):
             Userspace(vm, "userspace", migrate)
 
     def target(self, vm):
-        return vm.vcpus[0] if vm.vcpus[1].programs[0].__name__ == "sender" else vm.vcpus[1]
+        return vm.vcpus[0 if vm.setup == "bsp_init" else 1]
 
     def monitors(self, vm):
         v = self.target(vm)
         apic = v.apic
-        stale = (OLD,) if apic.sipi_vector.init == OLD else ()
+        events = [v.mp_state if vm.calls.apic_dm_init is dm_init_before else apic.pending_events, apic.sipi_vector]
         found = [
             SingleWriter(v, [v.mp_state]),
-            InitNotLost(v, [v.mp_state, apic.pending_events], sipi_taken=False),
+            InitNotOverwritten(v, [v.mp_state], sent=False),
+            InitNotWiped(v, [apic.pending_events]),
             SipiNotEaten(v, [apic.pending_events]),
-            VectorFresh(v, [v.mp_state, apic.pending_events, apic.sipi_vector], sent=stale),
-            NoGuestCodeInWfs(v, [v.mp_state, v.pcpu.cpu]),
-            Sleeps(v, [v.mp_state, apic.pending_events], idle_wakes=0),
+            VectorFresh(v, events, sent=(OLD,) if apic.sipi_vector.init == OLD else ()),
+            NoGuestCodeInWfs(v, [v.pcpu.cpu]),
+            Sleeps(v, [apic.pending_events], seen=0),
         ]
         return [*found, BspNeverWaits(v, [v.mp_state])] if v.is_bsp else found
 
@@ -539,16 +572,14 @@ class InitSipi(Scenario):
         return found
 
     def wanted(self, vm):
-        """(mp_state, CS base) that INIT and SIPI must lead to; every started program ends halted."""
-        v = self.target(vm)
-        sender = vm.vcpus[1 - v.id].programs[0]
-        if sender is idle:
+        """The (mp_state, CS base) that INIT and SIPI must lead to."""
+        if vm.setup in ("edge_irqs", "level_irq"):
             return None
-        if v.is_bsp:
+        if vm.setup == "bsp_init":
             return (KVM_MP_STATE_HALTED, RESET_CS_BASE)
-        if v.programs[0] is busy:
+        if vm.setup == "init_only":
             return (KVM_MP_STATE_INIT_RECEIVED, RESET_CS_BASE)
-        return (KVM_MP_STATE_HALTED, SECOND << 12)
+        return (KVM_MP_STATE_RUNNABLE, SECOND << 12)
 
     def outcome(self, vm):
         v = self.target(vm)

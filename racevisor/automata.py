@@ -1,0 +1,115 @@
+"""Threads as automata, found out as they run.
+
+What a thread does next depends on nothing but the values it has been given so far.  So its coroutine is run once for every
+(local state, value) that a search meets; the move is remembered, and from then on the thread is a lookup.  Local states are
+numbered by history, and a checkpoint (`Actor.checkpoint`) merges all histories that lead to the same private state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from actors.actor import Actor
+from actors.ops import Op
+
+if TYPE_CHECKING:
+    from racevisor.world import Thread
+
+
+def resume(actor: Actor, send: Callable[[Any], Op] | None, value: Any) -> Op | None:
+    """Run a suspended thread with the result of its op, up to its next op; None if it ended."""
+    try:
+        op = send(value)  # type: ignore[misc]
+    except StopIteration:
+        return None
+    if type(op) is not Op:
+        raise TypeError(
+            f"{actor.name} awaited {op!r}, which is not an op of the machine; only actors.ops may suspend a thread\n"
+            f"  instead of asyncio.sleep or a future await an op: READ_ONCE(cell), await_eq(cell, value), choose(n), ..."
+        )
+    return op
+
+
+class Automata:
+    """The local states and moves of all threads of one World."""
+
+    def __init__(self, threads: list[Thread]) -> None:
+        self.ops: list[Op | None] = []
+        self.private: list[tuple[Any, ...]] = []
+        self.moves: dict[Any, int] = {}
+        self._numbers: dict[Any, int] = {}
+        self._origin: list[tuple[int, Any]] = []  # how a local state was first reached: (local state, value)
+        self._live: dict[Thread, tuple[Any, int]] = {}  # a coroutine of the thread and the local state it stands in
+        self.threads = threads
+
+    def move(self, thread: Thread, value: Any) -> int:
+        """The local state after `thread` got `value` in its present one (-1: not started)."""
+        key = (thread.history, value) if thread.history >= 0 else thread.actor.name
+        try:
+            after = self.moves.get(key)
+        except TypeError as error:
+            raise TypeError(
+                f"{thread.actor.name} was given {value!r}, which cannot be hashed; a stateful search must remember it\n"
+                f"  keep ints, strings, bools, None and tuples of them in cells"
+            ) from error
+        if after is None:
+            after = self.moves[key] = self._learn(thread, thread.history, value)
+        return after
+
+    def _learn(self, thread: Thread, before: int, value: Any) -> int:
+        actor = thread.actor
+        coroutine, at = self._live.get(thread, (None, -2))
+        if before < 0 or at != before:
+            coroutine = self._drive(thread, before)
+        actor.checkpoint_seen = None
+        op = resume(actor, coroutine.send, value)  # type: ignore[union-attr]
+        seen = actor.checkpoint_seen
+        if op is None:
+            key: Any = (actor.name, "end", actor.local_state())
+        elif seen is not None:
+            key = (actor.name, seen)
+        else:
+            key = (actor.name, before, value)
+        after = self._numbers.setdefault(key, len(self.ops))
+        if after == len(self.ops):
+            self.ops.append(op)
+            self.private.append(tuple(getattr(actor, name) for name in actor.state))
+            self._origin.append((before, value))
+        self._live[thread] = (coroutine, after if op is not None else -2)
+        return after
+
+    def _drive(self, thread: Thread, state: int) -> Any:
+        """A fresh coroutine of the thread, brought to `state` (-1: not started) by the values that led there first."""
+        values = []
+        while state >= 0:
+            state, value = self._origin[state]
+            values.append(value)
+        actor = thread.actor
+        old, _ = self._live.pop(thread, (None, 0))
+        if old is not None:
+            old.close()
+        actor.close()
+        actor.reset()
+        coroutine: Any = actor.run()
+        for value in reversed(values):
+            coroutine.send(value)
+        return coroutine
+
+    def restore_private_state(self, threads: list[Thread]) -> None:
+        """Private attributes as they are in the present local states, for checks that look at them."""
+        for thread in threads:
+            for name, value in zip(thread.actor.state, self.private[thread.history], strict=True):
+                setattr(thread.actor, name, value)
+            # the coroutine no longer matches the attributes
+            self._forget(thread)
+
+    def _forget(self, thread: Thread) -> None:
+        live, _ = self._live.pop(thread, (None, 0))
+        if live is not None:
+            live.close()
+
+    def close(self) -> None:
+        """Drop every coroutine."""
+        for thread in self.threads:
+            self._forget(thread)
