@@ -47,7 +47,9 @@ class Op:
 
     __slots__ = ("a", "b", "cell", "code", "fn", "order")
 
-    def __init__(self, code: Code, cell: Cell | None, fn: str = "", a: Any = None, b: Any = None, order: Order = Order.NONE) -> None:
+    def __init__(
+        self, code: Code, cell: Cell | None, fn: str = "", a: Any = None, b: Any = None, order: Order = Order.NONE
+    ) -> None:
         self.code = code
         self.cell = cell
         self.fn = fn

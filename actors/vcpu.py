@@ -66,6 +66,12 @@ class Vcpu(Actor):
         self.programs: dict[int, GuestProgram] = {}
         self.irq_handler: GuestProgram = irq_handler
         self.guest = GuestContext()
+        self.if_flag: bool
+        self.irq_window: bool
+        self.generation: int
+        self.queued_vector: int
+        self.nmi_pending: int
+        self.nmi_queued_inject: bool
         self.private(generation=-1, if_flag=False, queued_vector=-1, nmi_pending=0, nmi_queued_inject=False, irq_window=False)
 
     def close(self) -> None:
@@ -224,11 +230,7 @@ async def vcpu_enter_guest(vcpu: Vcpu) -> int:
     await vcpu.pcpu.local_irq_disable()
     await smp_store_release(vcpu.mode, IN_GUEST_MODE)
     await smp_mb()  # mode before requests: pairs with the barrier in kvm_vcpu_kick()
-    if (
-        await READ_ONCE(vcpu.mode) == EXITING_GUEST_MODE
-        or await READ_ONCE(vcpu.requests)
-        or await READ_ONCE(vcpu.sigpending)
-    ):
+    if await READ_ONCE(vcpu.mode) == EXITING_GUEST_MODE or await READ_ONCE(vcpu.requests) or await READ_ONCE(vcpu.sigpending):
         await WRITE_ONCE(vcpu.mode, OUTSIDE_GUEST_MODE)
         await vcpu.pcpu.local_irq_enable()
         return 1  # cancel_injection(): what was queued is injected next time

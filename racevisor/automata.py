@@ -14,7 +14,7 @@ from actors.actor import Actor
 from actors.ops import Op
 
 if TYPE_CHECKING:
-    from racevisor.world import Thread
+    from racevisor.channel import Thread
 
 
 def resume(actor: Actor, send: Callable[[Any], Op] | None, value: Any) -> Op | None:
@@ -63,8 +63,8 @@ class Automata:
         if before < 0 or at != before:
             coroutine = self._drive(thread, before)
         actor.checkpoint_seen = None
-        op = resume(actor, coroutine.send, value)  # type: ignore[union-attr]
-        seen = actor.checkpoint_seen
+        op = resume(actor, coroutine.send, value)
+        seen: tuple[Any, ...] | None = actor.checkpoint_seen
         if op is None:
             key: Any = (actor.name, "end", actor.local_state())
         elif seen is not None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from actors.vm import Calls
 from racevisor.errors import UsageError
 from racevisor.memory import MODELS
 from racevisor.monitor import Violation
@@ -51,6 +52,8 @@ class Verdict:
     outcomes: dict[str, int] = field(default_factory=dict)
     witness: Witness | None = None
     good: Witness | None = None
+    #: names of the replaceable functions that were ever called
+    calls: frozenset[str] = frozenset()
 
     @property
     def confirmed(self) -> bool:
@@ -60,7 +63,7 @@ class Verdict:
     def to_json(self) -> dict[str, Any]:
         """One entry of `claims` in `explore --json`."""
         entry = asdict(self)
-        del entry["witness"], entry["good"]
+        del entry["witness"], entry["good"], entry["calls"]
         entry["confirmed"] = self.confirmed
         entry["violations"] = [v.check for v in self.witness.violations] if self.witness else []
         return entry
@@ -70,6 +73,18 @@ def witness(execution: Execution) -> Witness:
     """Keep an execution."""
     schedule = [(step.channel, step.label) for step in execution.steps]
     return Witness(schedule, list(execution.violations), str(execution.outcome), execution.status, execution.run)
+
+
+class _Recorder(Calls):
+    """vm.calls, noting what is called."""
+
+    def __init__(self, calls: Calls) -> None:
+        self.names: set[str] = set()
+        self.inner = calls
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        self.names.add(name)
+        return getattr(self.inner, name)  # type: ignore[no-any-return]
 
 
 def explore_case(
@@ -91,6 +106,7 @@ def explore_case(
         raise UsageError(f"there is no strategy {strategy!r}\n  strategies: {', '.join(STRATEGIES)}")
     started = time.perf_counter()
     world = case.world(max_steps=max_steps, automata=strategy == "states")
+    recorder = world.vm.calls = _Recorder(world.vm.calls)
     picker: Any
     if strategy == "states":
         picker = StatefulSearch()
@@ -140,7 +156,7 @@ def explore_case(
     return Verdict(
         case.scenario.name, case.variant_name, case.setup, case.memory, case.claimed, found, verdict, complete, bad,
         getattr(picker, "blocked", 0), getattr(picker, "states", 0), strategy, bound, time.perf_counter() - started,
-        outcomes, bad_witness, good_witness,
+        outcomes, bad_witness, good_witness, frozenset(recorder.names),
     )  # fmt: skip
 
 
@@ -168,27 +184,46 @@ def explore(
 ) -> Iterator[Verdict]:
     """Verdicts in the order of `wanted`; `on_progress(done, of)` after each.  Several processes if `jobs` > 1."""
     options = {"strategy": strategy, "seed": seed, "runs": runs, "max_steps": max_steps, "to_the_end": to_the_end}
-    if jobs <= 1 or len(wanted) == 1:
-        for done, case in enumerate(wanted, 1):
-            verdict = explore_case(case, **options)  # type: ignore[arg-type]
+    pool = ProcessPoolExecutor(jobs) if jobs > 1 and len(wanted) > 1 else None
+    references: dict[tuple[str, str], Any] = {}
+    asked: dict[int, Any] = {}
+    try:
+        for n, case in sorted(enumerate(wanted), key=lambda pair: bool(pair[1].variant.replaces)):
+            if not case.variant.replaces and not case.variant.exempt:
+                references.setdefault((case.setup, case.memory), n)
+            if pool is not None:
+                task = (case.source.path, case.source.text, case.variant_name, case.setup, case.memory, options)
+                if n in references.values():
+                    asked[n] = pool.submit(_in_worker, *task)
+        done: dict[int, Verdict] = {}
+
+        def settle(n: int) -> Verdict:
+            if n not in done:
+                done[n] = asked[n].result() if n in asked else explore_case(wanted[n], **options)  # type: ignore[arg-type]
+            return done[n]
+
+        def same_code(case: Case) -> Verdict | None:
+            """The reference's verdict, if this variant replaces nothing that is ever called in this set-up."""
+            n = references.get((case.setup, case.memory))
+            if n is None or not case.variant.replaces or case.variant.exempt or case.variant.replaces.keys() & settle(n).calls:
+                return None
+            verdict = settle(n)
+            reference = f"the code that runs is {verdict.variant}'s: nothing that {case.variant_name} replaces is called here"
+            return replace(verdict, variant=case.variant_name, claimed=case.claimed, bound=reference, seconds=0.0)
+
+        if pool is not None:
+            for n, case in enumerate(wanted):
+                if n not in asked and same_code(case) is None:
+                    task = (case.source.path, case.source.text, case.variant_name, case.setup, case.memory, options)
+                    asked[n] = pool.submit(_in_worker, *task)
+        for n, case in enumerate(wanted):
+            verdict = same_code(case) or settle(n)
             if on_progress:
-                on_progress(done, len(wanted))
+                on_progress(n + 1, len(wanted))
             yield verdict
-        return
-    with ProcessPoolExecutor(jobs) as pool:
-        asked = [
-            pool.submit(_in_worker, case.source.path, case.source.text, case.variant_name, case.setup, case.memory, options)
-            for case in wanted
-        ]
-        try:
-            for done, future in enumerate(asked, 1):
-                verdict = future.result()
-                if on_progress:
-                    on_progress(done, len(wanted))
-                yield verdict
-        except BaseException:
+    finally:
+        if pool is not None:
             pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 _loaded: dict[str, Scenario] = {}

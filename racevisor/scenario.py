@@ -172,7 +172,11 @@ def load(name: str) -> tuple[Scenario, Source]:
     else:
         path = BUILT_IN / f"{name}.py"
         if not path.is_file():
-            raise UsageError(f"there is no scenario {name!r}\n  built in: {', '.join(built_in())}\n  your own: give the path of its .py file")
+            raise UsageError(
+                f"there is no scenario {name!r}\n"
+                f"  built in: {', '.join(built_in())}\n"
+                f"  your own: give the path of its .py file"
+            )
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

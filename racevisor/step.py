@@ -17,7 +17,17 @@ class Step:
     __slots__ = ("after", "before", "cell", "channel", "function", "kind", "n", "notes", "op", "posted", "result", "thread")
 
     def __init__(
-        self, n: int, kind: int, channel: str, thread: str, op: Op, cell: Cell | None, before: Any, after: Any, result: Any, posted: bool
+        self,
+        n: int,
+        kind: int,
+        channel: str,
+        thread: str,
+        op: Op,
+        cell: Cell | None,
+        before: Any,
+        after: Any,
+        result: Any,
+        posted: bool,
     ) -> None:
         self.n = n
         self.kind = kind

@@ -8,109 +8,25 @@ can have enabled or disabled is looked at again, so idle actors cost nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
-from actors.actor import Actor, Cell
+from actors.actor import Cell
 from actors.ops import AWAIT, RMW, Code, Op, Order
 from actors.vm import Vm
 from racevisor.automata import Automata, resume
+from racevisor.channel import Channel as Channel
+from racevisor.channel import Execution as Execution
+from racevisor.channel import Leap as Leap
+from racevisor.channel import Snapshot as Snapshot
+from racevisor.channel import Strategy as Strategy
+from racevisor.channel import Thread as Thread
 from racevisor.memory import StoreBuffer, buffer_name
 from racevisor.monitor import Monitor, Violation
 from racevisor.step import CHOICE, IPI, STORE_BUFFER, THREAD, Step
 
 MAX_STEPS = 5_000
-
-
-class Channel:
-    """A FIFO whose head may move.  `at` is its position among the movable ones, -1 if it cannot move."""
-
-    __slots__ = ("at", "kind", "name", "number", "payload", "queue", "thread")
-
-    def __init__(self, name: str, kind: int, number: int, thread: Thread, payload: Any = None) -> None:
-        self.name = name
-        self.kind = kind
-        self.number = number
-        self.thread = thread
-        self.payload = payload  # STORE_BUFFER: the cell, or None; IPI: the physical CPU; CHOICE: the answer
-        self.queue = 0  # IPI: how many are in flight
-        self.at = -1
-
-    def __repr__(self) -> str:
-        return f"<channel {self.name}>"
-
-
-class Thread:
-    """An actor that runs: its coroutine, the op it waits to execute, its store buffer."""
-
-    __slots__ = ("actor", "answers", "buffer", "channel", "coroutine", "flushes", "history", "op", "send")
-
-    def __init__(self, actor: Actor) -> None:
-        self.actor = actor
-        self.coroutine: Any = None
-        self.send: Callable[[Any], Op] | None = None
-        self.op: Op | None = None
-        self.buffer: StoreBuffer | None = None
-        self.channel: Channel = None  # type: ignore[assignment]  # set by the World that makes the thread
-        self.flushes: dict[int, Channel] = {}  # by cell index (pso), or one under -1 (tso)
-        self.answers: list[Channel] = []
-        self.history = 0
-
-
-class Strategy(Protocol):
-    """What chooses.  It sees channels, never actors, and owns its seed."""
-
-    def begin(self, world: World, run: int) -> None:
-        """A new execution starts; the World is reset."""
-
-    def pick(self, movable: list[Channel]) -> Channel | None:
-        """The channel whose head moves next, or None to give this execution up."""
-
-    def end(self, execution: Execution) -> bool:
-        """The execution ended; True if there is another one worth running."""
-
-
-class Execution:
-    """One execution: its steps and how it ended (`terminal`, `violated`, `bounded`, `pruned`)."""
-
-    __slots__ = ("outcome", "run", "status", "steps", "violations")
-
-    def __init__(self, run: int, steps: list[Step], status: str, violations: list[Violation], outcome: Any) -> None:
-        self.run = run
-        self.steps = steps
-        self.status = status
-        self.violations = violations
-        self.outcome = outcome
-
-    @property
-    def bad(self) -> bool:
-        """Did it show the outcome that is hunted, or break a check?"""
-        return bool(self.violations)
-
-
-#: A run of steps: the steps, the cells they may have changed with their values after it, local state and store buffer after it.
-Leap = tuple[list[Step], list[tuple[Cell, Any]], int, StoreBuffer | None]
-
-
-class Snapshot:
-    """What World.rewind copies back."""
-
-    __slots__ = ("buffers", "depth", "ghosts", "histories", "queues", "values")
-
-    def __init__(
-        self,
-        depth: int,
-        values: list[Any],
-        histories: list[int],
-        buffers: list[StoreBuffer | None],
-        queues: list[tuple[Channel, int]],
-        ghosts: list[tuple[dict[str, Any], dict[str, int]]],
-    ) -> None:
-        self.depth = depth
-        self.values = values
-        self.histories = histories
-        self.buffers = buffers
-        self.queues = queues
-        self.ghosts = ghosts
+#: A thread that takes so many steps while nothing else can move, and does not block, is taken for a busy loop.
+ALONE = 1_000
 
 
 class World:
@@ -227,14 +143,21 @@ class World:
         pick, step, movable = strategy.pick, self.step, self.movable
         status = "terminal"
         limit = self.max_steps
+        alone = 0
         while movable:
             if len(self.steps) >= limit:
                 status = "bounded"
                 break
+            alone = alone + 1 if len(movable) == 1 else 0
+            if alone > ALONE:
+                self.violations.append(livelock(movable[0]))
+                status = "violated"
+                break
             channel = pick(movable)
             if channel is None:
-                status = "pruned"
-                break
+                if movable:
+                    status = "violated" if self.violations else "pruned"
+                break  # a strategy that leaps may have come to the end by itself
             step(channel)
             if self.violations:
                 status = "violated"
@@ -316,7 +239,7 @@ class World:
         step = Step(len(self.steps), kind, channel.name, thread.actor.name, op, cell, before, after, result, posted)
         self.steps.append(step)
         if cell is not None and not posted:
-            if kind != THREAD or code != Code.LOAD:
+            if kind != THREAD or op.code != Code.LOAD:
                 cell.value = after
                 if cell.waiters:
                     for waiter in cell.waiters[:]:
@@ -326,7 +249,7 @@ class World:
                 if violation is not None:
                     violation.step = step.n
                     self.violations.append(violation)
-        if kind == THREAD or kind == CHOICE:
+        if kind in (THREAD, CHOICE):
             if op.code == Code.AWAIT:
                 cell.waiters.remove(thread)  # type: ignore[union-attr]
             if self.functions:
@@ -418,6 +341,7 @@ class World:
 
     def rewind(self, snapshot: Snapshot) -> None:
         """Back to a state of the present execution's prefix; threads are automata here, so nothing is executed again."""
+        assert self.automata is not None
         del self.steps[snapshot.depth :]
         self.violations = []
         for cell, value in zip(self.vm.cells, snapshot.values, strict=True):
@@ -444,7 +368,9 @@ class World:
             if thread.op is not None:
                 self._arm(thread, thread.op)
 
-    def leap(self, thread: Thread, steps: list[Step], values: list[tuple[Cell, Any]], history: int, buffer: StoreBuffer | None) -> None:
+    def leap(
+        self, thread: Thread, steps: list[Step], values: list[tuple[Cell, Any]], history: int, buffer: StoreBuffer | None
+    ) -> None:
         """Take a run of steps at once that was taken before from an equal state, and touched nothing but what is given here."""
         assert self.automata is not None
         self.steps.extend(steps)
@@ -506,6 +432,12 @@ class World:
         return tuple(parts)
 
 
+def livelock(channel: Channel) -> Violation:
+    """The violation of a thread that runs for ever while nothing else can move."""
+    name = channel.thread.actor.name
+    return Violation("livelock", f"{name} never blocks and never ends, and nothing else can move: a busy loop")
+
+
 def innermost_function(coroutine: Any) -> str:
     """The name of the kernel function that a suspended coroutine is in."""
     name = ""
@@ -517,5 +449,3 @@ def innermost_function(coroutine: Any) -> str:
             name = code.co_name
         coroutine = coroutine.cr_await
     return name
-
-

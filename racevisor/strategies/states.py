@@ -20,7 +20,7 @@ from typing import Any
 from actors.actor import Cell
 from actors.ops import Code
 from racevisor.step import CHOICE, IPI, THREAD
-from racevisor.world import Channel, Execution, Leap, Snapshot, Thread, World
+from racevisor.world import Channel, Execution, Leap, Snapshot, Thread, World, livelock
 
 Sleep = dict[Channel, tuple[int, bool]]
 _CHAIN = 500  # private steps in a row before the other threads are looked at
@@ -74,6 +74,7 @@ class StatefulSearch:
             self.domains = domains(world)
         self.world = world
         self.chain = 0
+        self.alone: set[Any] = set()  # the states since only one head has been able to move
         self.learning = Random(f"learn:{run}").random if run < _LEARN else None
         self.next = self.frames[-1].todo.pop() if self.frames else None
         self.sleep: Sleep = {}
@@ -106,10 +107,14 @@ class StatefulSearch:
         return self._expand(movable)
 
     def end(self, execution: Execution) -> bool:
+        for thread in self.world.threads:
+            if thread.op is not None and thread.op.code == Code.AWAIT:
+                self._touch(thread.channel)  # who is blocked on a cell competes for it, though it never took a step on it
+        if self.learning is not None:
+            self.again = False
+            return True
         if execution.status == "bounded":
             self.bounded = True
-        if self.learning is not None:
-            return True
         if self.again:
             self.restarts += 1
             self._restart()
@@ -203,6 +208,13 @@ class StatefulSearch:
             return None
         key = world.fingerprint()
         slept = self.visited.get(key)
+        if len(movable) > 1:
+            self.alone.clear()
+        elif key in self.alone:
+            world.violations.append(livelock(movable[0]))
+            return None
+        else:
+            self.alone.add(key)
         sleep = self.sleep
         if slept is None:
             self.visited[key] = dict(sleep)
@@ -210,7 +222,7 @@ class StatefulSearch:
         else:
             todo = [c for c in slept if c not in sleep]
             sleep = {c: a for c, a in slept.items() if c in sleep}
-            self.visited[key] = sleep
+            self.visited[key] = dict(sleep)
         if not todo:
             self.blocked += 1
             return None

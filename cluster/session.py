@@ -1,0 +1,259 @@
+"""Ray itself: join the cluster that is named, use the one that is there, or start an embedded one; and leave no trace of it.
+
+The embedded Ray (`cluster.embedded`) listens on 127.0.0.1 only, keeps its files in a directory of its own, and goes with us.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import secrets
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import ray
+import ray._private.ray_constants as ray_constants
+
+import actors
+import cluster
+import racevisor
+from cluster import embedded
+from racevisor.errors import ClusterError
+
+#: Ray's sockets live below its temporary directory, and the path of a Unix socket has at most 103 (macOS) or 107 characters.
+LONGEST_TEMP_DIR = 34
+OBJECT_STORE_BYTES = 80 * 2**20
+#: How long a Ray of our own may take to start: 3 s here, more on a machine that is busy.
+EMBEDDED_TIMEOUT = 60.0
+
+
+class Session:
+    """A context: Ray is usable inside.  `address` (or RAY_ADDRESS) names a cluster; without one Ray is started here."""
+
+    def __init__(self, address: str | None = None, *, start_timeout: float = 20.0) -> None:
+        self.address = address or os.environ.get("RAY_ADDRESS") or None
+        self.start_timeout = start_timeout
+        self.reused = False
+        self.directory: Path | None = None
+        self.child: subprocess.Popen[str] | None = None
+
+    @property
+    def joined(self) -> bool:
+        """Is this somebody else's cluster, whose machines may not have our packages?"""
+        return self.address is not None and not self.reused
+
+    def open(self) -> None:
+        """Connect or start; ClusterError if that does not succeed in time."""
+        if ray.is_initialized():
+            self.reused = True
+            return
+        # Ray puts the driver's working directory in front of every worker's sys.path, and a user's folder may well hold an
+        # `actors/` or a `cluster/` of its own.  An empty directory holds none.
+        self.directory = _short_directory()
+        try:
+            with _working_directory(self.directory):
+                if self.address is None:
+                    self._embed(self.directory)
+                else:
+                    self._join(self.address)
+        except BaseException:
+            self.close()
+            raise
+
+    def _embed(self, directory: Path) -> None:
+        quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+        options = {
+            "include_dashboard": False,
+            "log_to_driver": False,
+            "logging_level": "critical",
+            "object_store_memory": OBJECT_STORE_BYTES,
+            "_temp_dir": str(directory),
+        }
+        with _environment({**quiet, **_python_path(), **_token()}):
+            self.child = subprocess.Popen(
+                [sys.executable, "-P", embedded.__file__, json.dumps(options)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                start_new_session=True,  # Ctrl-C on the terminal is for us alone
+            )
+            assert self.child.stdout is not None
+            ready, _, _ = select.select([self.child.stdout], [], [], EMBEDDED_TIMEOUT)
+            said = json.loads(self.child.stdout.readline() or "{}") if ready else {"error": "it takes too long"}
+            if "address" not in said:
+                raise ClusterError(
+                    f"Ray did not start on this machine: {said.get('error', 'its process ended')}\n"
+                    f"  a cluster that runs already:  --address HOST:PORT"
+                )
+            # Finding itself on this machine, Ray looks for the address that others would reach it by, unless told that there
+            # are no others.  See cluster.embedded.
+            clusters, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+            raylet: Any = ray._raylet
+            raylet.Config.initialize("")  # Ray read its environment when it was imported, before it had the secret
+            try:
+                with _later():
+                    ray.init(address=said["address"], log_to_driver=False, logging_level=logging.CRITICAL)
+            except RuntimeError as error:
+                raise ClusterError(f"cannot connect to the Ray that was started here: {error}") from error
+            finally:
+                ray_constants.ENABLE_RAY_CLUSTER = clusters
+
+    def _join(self, address: str) -> None:
+        deadline = time.monotonic() + self.start_timeout
+        self._knock(address)
+        failure: list[BaseException] = []
+
+        def connect() -> None:
+            try:
+                ray.init(
+                    address=address,
+                    log_to_driver=False,
+                    logging_level=logging.CRITICAL,
+                    runtime_env={"py_modules": [actors, racevisor, cluster]},
+                )
+            except BaseException as error:
+                failure.append(error)
+
+        # ray.init() can retry for minutes and cannot be told not to.  A daemon thread can be left behind.
+        thread = threading.Thread(target=connect, name="ray.init", daemon=True)
+        thread.start()
+        try:
+            while thread.is_alive() and time.monotonic() < deadline:
+                thread.join(0.1)  # in small pieces, so that Ctrl-C gets through
+        except KeyboardInterrupt:
+            thread.join(1.0)  # connected properly, it disconnects properly
+            raise
+        if thread.is_alive():
+            raise _no_answer(address, f"it did not answer within {self.start_timeout:g} s")
+        if failure:
+            raise _no_answer(address, f"{type(failure[0]).__name__}: {str(failure[0]).strip().splitlines()[0]}") from failure[0]
+
+    def _knock(self, address: str) -> None:
+        """Is anybody at that host and port?  Sooner and clearer than what ray.init() says."""
+        host, colon, port = address.removeprefix("ray://").rpartition(":")
+        if not colon or not port.isdigit():
+            if "://" in address or address in ("auto", "local"):
+                return
+            raise ClusterError(
+                f"{address!r} is no address of a Ray cluster\n  --address HOST:PORT (ray start prints it), or auto"
+            )
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=min(5.0, self.start_timeout)).close()
+        except (OSError, OverflowError) as error:
+            raise _no_answer(address, str(error)) from error
+
+    def close(self) -> None:
+        """Leave the cluster; end the embedded one with all its processes.  Takes half a second, and no Ctrl-C shortens it."""
+        if self.reused:
+            return
+        with _later():
+            if ray.is_initialized():
+                ray.shutdown()
+            if self.child is not None:
+                _end_child(self.child, str(self.directory))
+                self.child = None
+            if self.directory is not None:
+                shutil.rmtree(self.directory, ignore_errors=True)
+                self.directory = None
+
+
+def _end_child(child: subprocess.Popen[str], directory: str) -> None:
+    import psutil  # type: ignore[import-untyped, import-not-found, unused-ignore]  # Ray's own, on the path once ray is imported
+
+    with contextlib.suppress(psutil.NoSuchProcess):
+        embedded.end([psutil.Process(child.pid)], directory)
+    child.communicate()
+
+
+def _no_answer(address: str, why: str) -> ClusterError:
+    return ClusterError(
+        f"no Ray cluster at {address}: {why}\n"
+        f"  is it up?  ray status --address {address}\n"
+        f"  without a cluster, on this machine:  leave out --address and unset RAY_ADDRESS"
+    )
+
+
+def _short_directory() -> Path:
+    directory = tempfile.mkdtemp(prefix="racevisor-")
+    if len(directory) > LONGEST_TEMP_DIR and os.name == "posix":
+        os.rmdir(directory)
+        directory = tempfile.mkdtemp(prefix="racevisor-", dir="/tmp")
+    return Path(directory)
+
+
+def _python_path() -> dict[str, str]:
+    """For packages that a worker would not find by itself: neither installed nor installed editable."""
+    root = str(Path(racevisor.__file__).resolve().parent.parent)
+    if Path(root).name in ("site-packages", "dist-packages"):
+        return {}
+    return {"PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+
+#: One secret for all embedded clusters of this process: Ray reads it once.
+_SECRET = secrets.token_hex(32)
+
+
+def _token() -> dict[str, str]:
+    """A secret for Ray's processes, unless the user has settled that; without one Ray leaves one in the home directory."""
+    if "RAY_AUTH_MODE" in os.environ:
+        return {}
+    settled = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
+    return {"RAY_AUTH_MODE": "token", **({} if settled else {"RAY_AUTH_TOKEN": _SECRET})}
+
+
+@contextlib.contextmanager
+def _environment(wanted: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables for what is started inside."""
+    before = dict(os.environ)
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
+        os.environ.update(before)
+
+
+@contextlib.contextmanager
+def _working_directory(directory: Path) -> Iterator[None]:
+    """contextlib.chdir, for a working directory that may not exist any more."""
+    try:
+        before = os.getcwd()
+    except OSError:
+        before = "/"
+    os.chdir(directory)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+@contextlib.contextmanager
+def _later() -> Iterator[None]:
+    """Ctrl-C has its effect at the end of this block, for what would leave a mess when it is torn, and takes a moment only."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    came: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        before(*came[0])

@@ -1,0 +1,181 @@
+"""The command line.  Options are declared here; what a command does is in `racevisor.commands`, imported when it is called.
+
+Standard output is what was asked for; messages and progress go to standard error.  With --json, standard output holds one
+object and nothing else, also when something fails.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import click
+
+from racevisor import __version__
+from racevisor.errors import RacevisorError
+
+INTERRUPTED = 130
+
+_json = click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output, and nothing else there.")
+_full = click.option("--full", is_flag=True, help="Show every step of the interleaving; fold nothing.")
+_trace_dir = click.option(
+    "--trace-dir", type=click.Path(path_type=Path, file_okay=False), help="Where traces are saved.  [default: runs/NAME]"
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="racevisor")
+def cli() -> None:
+    """Find cross-CPU races in a hypervisor on purpose, replay them, prove them gone, run them live on Ray.
+
+    NAME is a built-in scenario (see: racevisor list) or the path of your own .py file.
+
+    Exit status: 0 outcomes as claimed, 1 not as claimed, 2 usage, 3 the run was not deterministic, 4 the cluster failed.
+    """
+
+
+@cli.command("list")
+@_json
+def list_(as_json: bool) -> None:
+    """The built-in scenarios, one line each."""
+    from racevisor.commands.catalogue import list_scenarios
+
+    list_scenarios(as_json)
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--variant", "variants", multiple=True, metavar="V", help="Only this variant; may be repeated.")
+@click.option("--source", is_flag=True, help="Print the functions that the variants replace next to the machine's own.")
+@_json
+def show(name: str, variants: tuple[str, ...], source: bool, as_json: bool) -> None:
+    """What a scenario is about: story, patch, variants, set-ups, claims."""
+    from racevisor.commands.catalogue import show_scenario
+
+    show_scenario(name, variants, source, as_json)
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--variant", "variants", multiple=True, metavar="V", help="Only this variant; may be repeated.")
+@click.option("--setup", "setups", multiple=True, metavar="S", help="Only this set-up; may be repeated.")
+@click.option("--memory", "memories", multiple=True, metavar="M", help="Only this memory model (sc, tso, pso); may be repeated.")
+@click.option("--strategy", default="states", show_default=True, help="states and dpor are exhaustive, random is not.")
+@click.option("--runs", type=click.IntRange(1), help="At most this many executions a cell.  [default: no bound; random: 1000]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random strategy.")
+@click.option("--jobs", type=click.IntRange(1), help="Processes.  [default: one per CPU]")
+@click.option("--max-steps", type=click.IntRange(1), help="Step bound of one execution.  [default: the scenario's]")
+@_trace_dir
+@click.option("--picture", is_flag=True, help="Draw an interleaving even if several cells are explored.")
+@_full
+@_json
+def explore(**options: Any) -> int:
+    """Search the interleavings, and hold what is found against what the scenario claims.
+
+    Without --variant, --setup or --memory, all of them are explored: a table of verdicts. Every bad outcome found is saved as
+    a trace.
+    """
+    from racevisor.commands.explore import explore_scenario
+
+    return explore_scenario(**options)
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--scenario", metavar="NAME", help="The scenario, if it is no longer where it was recorded.")
+@_full
+@_json
+def replay(file: Path, scenario: str | None, full: bool, as_json: bool) -> int:
+    """Run a trace again, step by step, and draw it.  Exit status 3 if any step differs."""
+    from racevisor.commands.replay import replay_trace
+
+    return replay_trace(file, scenario, full, as_json)
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--variant", required=True, metavar="V", help="The version of the code to run.")
+@click.option("--setup", metavar="S", help="Who runs.  [default: the scenario's first set-up]")
+@click.option("--memory", default="tso", show_default=True, metavar="M", help="Memory model: sc, tso (x86) or pso.")
+@click.option("--rounds", type=click.IntRange(1), default=200, show_default=True, help="How often to play it.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
+@click.option(
+    "--noise", type=click.FloatRange(0, 1), default=0.1, show_default=True, help="How often a host lets others go first."
+)
+@click.option("--address", metavar="ADDR", help="Join this Ray cluster.  [default: $RAY_ADDRESS, else a local Ray of our own]")
+@click.option("--log-dir", type=click.Path(path_type=Path, file_okay=False), help="Write structured logs (JSON lines) here.")
+@click.option("--log-steps", is_flag=True, help="Log every step as well; needs --log-dir.")
+@_trace_dir
+@_full
+@_json
+def run(**options: Any) -> int:
+    """Play rounds live on Ray, each actor a Ray actor, on real parallel hardware."""
+    from cluster.live import LiveOptions, LiveRun
+    from racevisor.commands.run import run_live
+
+    return run_live(LiveOptions, LiveRun, **options)
+
+
+# ---- how it ends ----------------------------------------------------------------------------------------------------------
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The console script: every failure is one message and an exit status, never a traceback for bad input."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        status = cli.main(arguments, prog_name="racevisor", standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        _fail(arguments, _usage(error), error.exit_code)
+    except click.Abort:  # click's word for Ctrl-C; a command that had results has printed them itself
+        _fail(arguments, "interrupted", INTERRUPTED)
+    except RacevisorError as error:
+        _fail(arguments, str(error), error.exit_status)
+    except BrokenPipeError:
+        # The reader has left (`racevisor list | head -1`): nothing to say, and nobody to say it to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        where = _in_scenario(error, arguments)
+        if not where:
+            raise  # a bug of ours: its traceback is what we need to see
+        _fail(arguments, f"{where}: {type(error).__name__}: {error}", RacevisorError.exit_status)
+    else:
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+def _in_scenario(error: Exception, arguments: list[str]) -> str:
+    """The innermost line of a scenario file that an exception went through, here or in a worker process; "" if none."""
+    place = ""
+    for file, line, function in re.findall(r'File "([^"]+)", line (\d+), in (\S+)', "".join(traceback.format_exception(error))):
+        if file in arguments:
+            place = f"scenario file {file}, line {line}, in {function}"
+    here = error.__traceback__
+    while here is not None:
+        if str(here.tb_frame.f_globals.get("__name__", "")).startswith("scenario_"):
+            code = here.tb_frame.f_code
+            place = f"scenario file {code.co_filename}, line {here.tb_lineno}, in {code.co_name}"
+        here = here.tb_next
+    return place
+
+
+def _usage(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    help_line = f"\n  see: {context.command_path} --help" if context is not None else ""
+    return f"{error.format_message()}{help_line}"
+
+
+def _fail(arguments: list[str], message: str, status: int) -> None:
+    if "--json" in arguments:
+        click.echo(json.dumps({"error": message, "exit_status": status}))
+    click.echo(f"racevisor: {message}", err=True)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

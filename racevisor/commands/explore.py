@@ -1,0 +1,224 @@
+"""`racevisor explore`: a table of verdicts, a picture, traces."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from racevisor import trace
+from racevisor.commands.output import (
+    Meter,
+    console,
+    error_line,
+    print_json,
+    print_paste_lines,
+    print_picture,
+    processors,
+    quiet_if,
+    reenact,
+    trace_folder,
+    trace_name,
+)
+from racevisor.errors import RacevisorError, UsageError
+from racevisor.explore import STRATEGIES, Verdict, cases, explore, explore_case
+from racevisor.scenario import Always, Case, Never
+
+
+def explore_scenario(
+    name: str,
+    variants: tuple[str, ...],
+    setups: tuple[str, ...],
+    memories: tuple[str, ...],
+    strategy: str,
+    runs: int | None,
+    seed: int,
+    jobs: int | None,
+    max_steps: int | None,
+    trace_dir: Path | None,
+    picture: bool,
+    full: bool,
+    as_json: bool,
+) -> int:
+    """Returns the exit status: 0 if every claim is confirmed."""
+    out = console()
+    verdicts: list[Verdict] = []
+    with quiet_if(as_json):
+        wanted = cases(name, variants, setups, memories)
+        if strategy not in STRATEGIES:
+            raise UsageError(f"there is no strategy {strategy!r}\n  strategies: {', '.join(STRATEGIES)}")
+        options = {"strategy": strategy, "runs": runs, "seed": seed, "max_steps": max_steps}
+        interrupted = _search(wanted, verdicts, jobs, options)
+        traces, problem = _save(wanted, verdicts, trace_dir, seed)
+    confirmed = sum(v.confirmed for v in verdicts)
+    status = 130 if interrupted else problem.exit_status if problem else 0 if confirmed == len(wanted) else 1
+    if problem is not None:
+        error_line(str(problem))
+    if as_json:
+        print_json(
+            {
+                "scenario": wanted[0].scenario.name,
+                "source": wanted[0].source.path,
+                "claims": [{**v.to_json(), "trace": _path(traces.get(i))} for i, v in enumerate(verdicts)],
+                "confirmed": confirmed,
+                "cells": len(wanted),
+                "interrupted": interrupted,
+                **({"error": str(problem)} if problem else {}),
+            }
+        )
+        return status
+    if verdicts:
+        _print_table(out, verdicts)
+    _print_summary(out, wanted, verdicts, interrupted)
+    shown = _to_draw(verdicts, picture)
+    if shown is not None:
+        witness = verdicts[shown].witness
+        assert witness is not None
+        out.print()
+        out.print(Text(f"{wanted[shown]}: run {witness.run}, {len(witness.schedule)} steps", style="bold"))
+        out.print()
+        print_picture(out, wanted[shown], *reenact(wanted[shown], witness.schedule), full=full)
+        print_paste_lines(out, wanted[shown], traces.get(shown))
+    elif traces:
+        first = next(iter(traces.values()))
+        out.print()
+        out.print(f"{len(traces)} trace{'s' if len(traces) > 1 else ''} in {first.parent}/, for instance:", soft_wrap=True)
+        out.print(f"  replay it:    racevisor replay {first}", soft_wrap=True)
+    return status
+
+
+def _search(wanted: list[Case], verdicts: list[Verdict], jobs: int | None, options: dict[str, Any]) -> bool:
+    """Fill `verdicts`; True if Ctrl-C ended it early."""
+    try:
+        if len(wanted) == 1:
+            with Meter(str(wanted[0]), None, "executions") as meter:
+
+                def look(run: int) -> bool:
+                    meter.update(run)
+                    return False
+
+                verdicts.append(explore_case(wanted[0], should_stop=look, **options))
+            return False
+        with Meter(f"exploring {wanted[0].scenario.name}", len(wanted), "cells") as meter:
+            progress = explore(
+                wanted, jobs=jobs or min(processors(), len(wanted)), on_progress=lambda done, _: meter.update(done), **options
+            )
+            verdicts.extend(progress)
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
+def _save(
+    wanted: list[Case], verdicts: list[Verdict], trace_dir: Path | None, seed: int
+) -> tuple[dict[int, Path], RacevisorError | None]:
+    """A trace for each bad witness; a disk that is full does not lose the verdicts."""
+    saved: dict[int, Path] = {}
+    for i, verdict in enumerate(verdicts):
+        witness = verdict.witness
+        if witness is None:
+            continue
+        path = trace_folder(wanted[i], trace_dir) / trace_name(wanted[i])
+        recorded = trace.record(
+            wanted[i],
+            witness.schedule,
+            outcome=witness.outcome,
+            status=witness.status,
+            violations=witness.violations,
+            seed=seed,
+            strategy=verdict.strategy,
+            recorded_by=trace.EXPLORE,
+        )
+        try:
+            trace.save(recorded, path)
+        except RacevisorError as error:
+            return saved, error
+        saved[i] = path
+    return saved, None
+
+
+def _path(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _to_draw(verdicts: list[Verdict], picture: bool) -> int | None:
+    """Which verdict gets a picture: the first refuted one that has a witness, else the first with a witness, if one is due."""
+    found = [i for i, v in enumerate(verdicts) if v.witness is not None]
+    refuted = [i for i in found if verdicts[i].claimed == Never]
+    one_race = len({(v.variant, v.setup) for v in verdicts}) == 1
+    if refuted and (picture or one_race):
+        return refuted[0]
+    return found[0] if found and (picture or one_race) else None
+
+
+def _print_table(out: Console, verdicts: list[Verdict]) -> None:
+    wide = out.width >= 100
+    table = Table(box=None, padding=(0, 2 if wide else 1, 0, 0), pad_edge=False, header_style="dim")
+    for heading in ("variant", "set-up", "mem", "claimed", "found", "verdict"):
+        table.add_column(heading)
+    for heading in ("runs" if not wide else "executions", "states", "time"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    last = ("", "")
+    for v in verdicts:
+        here = (v.variant, v.setup)
+        variant = v.variant if here[0] != last[0] else ""
+        setup = v.setup if here != last else ""
+        last = here
+        style = "bold red" if refuted(v) else "" if v.confirmed else "yellow"
+        table.add_row(
+            Text(variant, style="bold"),
+            Text(setup),
+            v.memory,
+            v.claimed,
+            Text(v.found, style=style),
+            Text(v.verdict, style=style),
+            short(v.executions),
+            short(v.states) if v.states else "-",
+            seconds(v.seconds),
+        )
+    out.print(table)
+
+
+def refuted(verdict: Verdict) -> bool:
+    """Did the search find the opposite of the claim?  A search that only stopped early refutes nothing."""
+    if verdict.claimed == Never:
+        return verdict.bad > 0
+    if verdict.claimed == Always:
+        return verdict.executions > verdict.bad
+    return not verdict.confirmed and verdict.verdict == "exhausted"
+
+
+def _print_summary(out: Console, wanted: list[Case], verdicts: list[Verdict], interrupted: bool) -> None:
+    wrong = sum(map(refuted, verdicts))
+    confirmed = sum(v.confirmed for v in verdicts)
+    open_ = len(verdicts) - confirmed - wrong
+    parts = [f"{confirmed} of {len(wanted)} claims confirmed"]
+    if wrong:
+        parts.append(f"{wrong} refuted")
+    if open_:
+        parts.append(f"{open_} not decided: the search stopped before it was complete")
+    if interrupted:
+        parts.append(f"(interrupted after {len(verdicts)} cells)")
+    out.print()
+    out.print(Text("; ".join(parts), style="bold red" if wrong else "yellow" if open_ or interrupted else "green"))
+    bounds = sorted({f"{v.verdict}: {v.bound}" for v in verdicts})
+    if len(bounds) > 4:
+        bounds = sorted({f"{v.verdict}" for v in verdicts})
+    if verdicts:
+        out.print(Text(f"strategy {verdicts[0].strategy}; {'; '.join(bounds)}", style="dim"))
+
+
+def short(number: int) -> str:
+    """1234567 as 1.2M."""
+    for limit, unit in ((10_000_000, "M"), (100_000, "k")):
+        if number >= limit:
+            return f"{number / (1_000_000 if unit == 'M' else 1000):.0f}{unit}"
+    return str(number)
+
+
+def seconds(value: float) -> str:
+    """A duration in few characters."""
+    return f"{value:.1f}s" if value < 100 else f"{value / 60:.0f}min"

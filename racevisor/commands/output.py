@@ -1,0 +1,182 @@
+"""What the commands share: consoles, JSON, pictures, the lines to paste."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from racevisor.monitor import Violation
+from racevisor.picture import ASCII, DIM, FATAL, HEADING, PLAIN, TITLE, UNICODE, Glyphs, Line, Picture, sentences
+from racevisor.scenario import Case
+from racevisor.world import Execution, World
+
+_STYLES = {PLAIN: "", FATAL: "bold red", HEADING: "cyan", DIM: "dim", TITLE: "bold"}
+
+
+def console() -> Console:
+    """Standard output; plain where it is no terminal."""
+    return Console(highlight=False, markup=False, emoji=False)
+
+
+def glyphs(out: Console) -> Glyphs:
+    """Box drawing on a terminal that can, ASCII for pipes and TERM=dumb."""
+    return UNICODE if out.is_terminal and not out.is_dumb_terminal and "utf" in out.encoding.lower() else ASCII
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """The one object of --json."""
+    click.echo(json.dumps(value, indent=2))
+
+
+def violation_json(violation: Violation) -> dict[str, Any]:
+    """A violation for machines."""
+    return {"check": violation.check, "text": violation.text, "step": violation.step, "fatal": list(violation.fatal)}
+
+
+def error_line(message: str) -> None:
+    """A message that is no result."""
+    click.echo(f"racevisor: {message}", err=True)
+
+
+def reenact(case: Case, picks: list[tuple[str, str]], *, past_violations: bool = False) -> tuple[World, Execution]:
+    """Run a schedule again, with function names; raises NotDeterministic where it differs.
+
+    A search stops at the first broken check; a live machine runs on (`past_violations`), and is judged at its end as well.
+    """
+    from racevisor.strategies.replay import Replay
+
+    world = case.world(max_steps=max(len(picks) + 1, case.scenario.max_steps), functions=True)
+    strategy = Replay(picks, again="")
+    try:
+        world.reset()
+        strategy.begin(world, 0)
+        while world.movable and len(world.steps) < len(picks) and (past_violations or not world.violations):
+            channel = strategy.pick(world.movable)
+            if channel is None:
+                break
+            world.step(channel)
+        status = "violated" if world.violations else "pruned" if world.movable else "terminal"
+        outcome = None
+        if not world.movable and (past_violations or not world.violations):
+            world.violations.extend(case.check(world.vm))
+        if status != "pruned":
+            outcome = case.scenario.outcome(world.vm)
+        execution = Execution(0, world.steps, status, world.violations, outcome)
+        strategy.end(execution)
+        return world, execution
+    finally:
+        world.close()
+
+
+def print_picture(out: Console, case: Case, world: World, execution: Execution, *, full: bool) -> None:
+    """The interleaving, then what is wrong with it."""
+    picture = Picture(case, world, execution)
+    for line in picture.draw(out.width, full=full, glyphs=glyphs(out)):
+        out.print(_text(line), soft_wrap=True)
+    if picture.landings_shown:
+        out.print("  ~ a posted store reaches memory: from here on others see it", style="dim", soft_wrap=True)
+    out.print()
+    for sentence in sentences(execution.violations):
+        out.print(Text(sentence, style="bold red"))
+    if not execution.violations:
+        out.print(Text("nothing wrong in this run", style="green"))
+    if execution.outcome is not None:
+        out.print(Text(f"ends with: {execution.outcome}"))
+
+
+def _text(line: Line) -> Text:
+    return Text.assemble(*((text, _STYLES[style]) for text, style in line))
+
+
+def print_paste_lines(out: Console, case: Case, trace: Path | None) -> None:
+    """Two lines to paste: replay it, and run it live."""
+    out.print()
+    if trace is not None:
+        out.print(f"  replay it:    racevisor replay {shlex.quote(str(trace))}", soft_wrap=True)
+    out.print(f"  run it live:  racevisor run {live_arguments(case)}", soft_wrap=True)
+
+
+def live_arguments(case: Case) -> str:
+    """The arguments that name a case on the command line of `run`."""
+    name = shlex.quote(case.source.path)
+    return f"{name} --variant {case.variant_name} --setup {case.setup} --memory {case.memory} --rounds 200"
+
+
+def trace_folder(case: Case, wanted: Path | None) -> Path:
+    """Where the traces of a scenario are saved."""
+    return wanted if wanted is not None else Path("runs", case.scenario.name)
+
+
+def trace_name(case: Case, suffix: str = "") -> str:
+    """The file name of a trace; names of a user's own variants may hold anything."""
+    name = f"{case.variant_name}-{case.setup}-{case.memory}{suffix}"
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name) + ".trace"
+
+
+class Meter:
+    """Progress on standard error: only on a terminal, and only once something has taken a second."""
+
+    def __init__(self, what: str, of: int | None, unit: str) -> None:
+        self._console = Console(stderr=True, highlight=False, markup=False)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn() if of is not None else TextColumn(f"{{task.completed:,}} {unit}"),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+        )
+        self._unit = unit
+        self._task = self._progress.add_task(what, total=of, rate="")
+        self._timer = threading.Timer(1.0, self._progress.start)
+        self._timer.daemon = True
+
+    def __enter__(self) -> Meter:
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
+            self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+        if self._timer.is_alive():
+            self._timer.join()
+        if self._progress.live.is_started:  # stopping what never started would print an empty line
+            self._progress.stop()
+
+    def update(self, done: int) -> None:
+        """So many are done."""
+        task = self._progress.tasks[self._task]
+        seconds = task.elapsed or 0.0
+        rate = f"{done / seconds:,.1f} {self._unit}/s" if seconds else ""
+        self._progress.update(self._task, completed=done, rate=rate)
+
+
+def processors() -> int:
+    """How many processes may run at once here."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def quiet_if(as_json: bool) -> Iterator[None]:
+    """With --json, whatever a scenario or a library prints goes to standard error."""
+    if not as_json:
+        yield
+        return
+    kept, sys.stdout = sys.stdout, sys.stderr
+    try:
+        yield
+    finally:
+        sys.stdout = kept

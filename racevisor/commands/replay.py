@@ -1,0 +1,107 @@
+"""`racevisor replay FILE`: run a trace again, compare every step, draw it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+
+from racevisor import trace
+from racevisor.commands.output import (
+    console,
+    error_line,
+    print_json,
+    print_paste_lines,
+    print_picture,
+    quiet_if,
+    reenact,
+    violation_json,
+)
+from racevisor.errors import NotDeterministic
+from racevisor.trace import Trace
+from racevisor.world import Execution
+
+
+def replay_trace(file: Path, scenario: str | None, full: bool, as_json: bool) -> int:
+    """Returns the exit status: 0 identical, 3 not."""
+    with quiet_if(as_json):
+        recorded = trace.load(file)
+        case = trace.case_of(recorded, file, scenario)
+        world, execution, difference = None, None, ""
+        try:
+            world, execution = reenact(case, recorded.picks, past_violations=recorded.recorded_by == trace.LIVE)
+            difference = compare(recorded, execution)
+        except NotDeterministic as error:
+            difference = str(error).rstrip()
+    if difference or world is None or execution is None:
+        return _diverged(recorded, file, f"{difference}{_machines(recorded)}", as_json, execution)
+    if as_json:
+        print_json(_as_json(recorded, file, execution, None))
+        return 0
+    out = console()
+    steps = len(execution.steps)
+    out.print(Text(f"{case}: replayed {steps} steps, identical: yes", style="bold"), soft_wrap=True)
+    out.print(Text(f"recorded by {recorded.recorded_by}, strategy {recorded.strategy}, seed {recorded.seed}", style="dim"))
+    out.print()
+    print_picture(out, case, world, execution, full=full)
+    print_paste_lines(out, case, None)
+    return 0
+
+
+def compare(recorded: Trace, execution: Execution) -> str:
+    """What differs between the recorded end and this one, or nothing."""
+    steps = len(execution.steps)
+    if steps != len(recorded.picks):
+        return f"the run ended after {steps} steps, {len(recorded.picks)} were recorded"
+    here, there = ([(v.check, v.text, v.step) for v in run.violations] for run in (execution, recorded))
+    if here != there:
+        return f"the checks said {_told(there)} when it was recorded, and say {_told(here)} now"
+    if execution.outcome is not None and str(execution.outcome) != recorded.outcome:
+        return f"the run ended with {recorded.outcome!r} when it was recorded, and with {execution.outcome!r} now"
+    return ""
+
+
+def _told(violations: list[tuple[str, str, int | None]]) -> str:
+    return "; ".join(f"{check}: {text}" for check, text, _ in violations) or "nothing"
+
+
+def _machines(recorded: Trace) -> str:
+    then, now = recorded.machine_sha256, trace.machine_digest()
+    if then == now:
+        return "\n  the machine is the one it was recorded on: something in this scenario is not deterministic"
+    command = f"racevisor {_again(recorded)}"
+    return f"\n  recorded on actors@{then[:7]}, running actors@{now[:7]}\n  record it again:  {command}"
+
+
+def _again(recorded: Trace) -> str:
+    command = "run" if recorded.recorded_by == trace.LIVE else "explore"
+    return f"{command} {recorded.path} --variant {recorded.variant} --setup {recorded.setup} --memory {recorded.memory}"
+
+
+def _diverged(recorded: Trace, file: Path, message: str, as_json: bool, execution: Execution | None) -> int:
+    if as_json:
+        print_json(_as_json(recorded, file, execution, message))
+    else:
+        console().print(Text(f"{recorded.scenario}: identical: no", style="bold red"))
+    error_line(message)
+    return NotDeterministic.exit_status
+
+
+def _as_json(recorded: Trace, file: Path, execution: Execution | None, difference: str | None) -> dict[str, Any]:
+    violations = execution.violations if execution else []
+    return {
+        "identical": difference is None,
+        "steps": len(execution.steps) if execution else 0,
+        "bad": bool(violations) if execution else recorded.bad,
+        "outcome": str(execution.outcome) if execution else recorded.outcome,
+        "violations": [violation_json(v) for v in violations],
+        "status": execution.status if execution else recorded.status,
+        "scenario": recorded.scenario,
+        "variant": recorded.variant,
+        "setup": recorded.setup,
+        "memory": recorded.memory,
+        "recorded_by": recorded.recorded_by,
+        "trace": str(file),
+        **({"error": difference} if difference else {}),
+    }

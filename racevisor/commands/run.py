@@ -1,0 +1,226 @@
+"""`racevisor run`: rounds on real hardware, counted; the bad ones are saved.  The caller hands in what plays them."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from racevisor import trace
+from racevisor.commands.output import (
+    Meter,
+    console,
+    error_line,
+    print_json,
+    print_paste_lines,
+    print_picture,
+    quiet_if,
+    reenact,
+    trace_folder,
+    trace_name,
+)
+from racevisor.errors import RacevisorError, UsageError
+from racevisor.scenario import Always, Case, Never, load
+
+#: bad rounds saved as traces; the others are counted
+TRACES = 20
+INTERRUPTED = 130
+
+
+class Tally:
+    """The results so far: they outlive whatever ends the run."""
+
+    def __init__(self, case: Case, seed: int, trace_dir: Path | None) -> None:
+        self.case = case
+        self.seed = seed
+        self.folder = trace_folder(case, trace_dir)
+        self.run_id = ""
+        self.rounds = self.bad = self.stuck = 0
+        self.outcomes: Counter[str] = Counter()
+        self.bad_outcomes: Counter[str] = Counter()
+        self.traces: list[Path] = []
+        self.first_bad: Any = None
+        self.first_number = 0
+        self.interrupted = False
+        self.problem: RacevisorError | None = None
+        self.unsaved: RacevisorError | None = None
+        self.started = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Since the first round began."""
+        return time.perf_counter() - self.started
+
+    def add(self, played: Any) -> None:
+        """One more round."""
+        self.rounds += 1
+        self.outcomes[played.outcome] += 1
+        if not played.violations:
+            return
+        self.bad += 1
+        self.bad_outcomes[played.outcome] += 1
+        if any(violation.step is None for violation in played.violations):
+            self.stuck += 1
+        recorded = trace.record(
+            self.case,
+            played.schedule,
+            outcome=played.outcome,
+            status=played.status,
+            violations=played.violations,
+            seed=self.seed,
+            strategy="live",
+            recorded_by=trace.LIVE,
+        )
+        if self.first_bad is None:
+            self.first_bad, self.first_number = recorded, played.number
+        if len(self.traces) < TRACES and self.unsaved is None:
+            path = self.folder / trace_name(self.case, f"-live-{self.run_id}-{played.number}")
+            try:
+                trace.save(recorded, path)
+                self.traces.append(path)
+            except RacevisorError as error:
+                self.unsaved = error
+
+    @property
+    def as_claimed(self) -> bool:
+        """Never: no bad round.  Always: no good one.  Sometimes: any number, for not meeting it refutes nothing."""
+        if self.case.claimed == Never:
+            return self.bad == 0
+        return self.case.claimed != Always or self.bad == self.rounds
+
+    @property
+    def exit_status(self) -> int:
+        """What ended the run early goes before what it found."""
+        if self.interrupted:
+            return INTERRUPTED
+        problem = self.problem or self.unsaved
+        return problem.exit_status if problem else 0 if self.as_claimed else 1
+
+
+def run_live(
+    make_options: Callable[..., Any],
+    make_run: Callable[..., Any],
+    *,
+    name: str,
+    variant: str,
+    setup: str | None,
+    memory: str,
+    rounds: int,
+    seed: int,
+    noise: float,
+    address: str | None,
+    log_dir: Path | None,
+    log_steps: bool,
+    trace_dir: Path | None,
+    full: bool,
+    as_json: bool,
+) -> int:
+    """Returns the exit status."""
+    if log_steps and log_dir is None:
+        raise UsageError("--log-steps says how much to log, and nothing says where\n  add:  --log-dir DIRECTORY")
+    with quiet_if(as_json):
+        scenario, source = load(name)
+        case = Case(scenario, source, variant, setup or next(iter(scenario.setups)), memory)
+        options = make_options(rounds=rounds, seed=seed, noise=noise, address=address, log_dir=log_dir, debug_steps=log_steps)
+        tally = Tally(case, seed, trace_dir)
+        _play(make_run(case, options), tally, rounds)
+    seconds = tally.seconds
+    if as_json:
+        print_json(_as_json(tally, seconds))
+    elif tally.rounds or tally.problem is None:
+        _print_results(console(), tally, seconds, full)
+    for problem in (tally.problem, tally.unsaved):
+        if problem is not None:
+            error_line(str(problem))
+    return tally.exit_status
+
+
+def _play(live: Any, tally: Tally, rounds: int) -> None:
+    """Play until done, until Ctrl-C, or until the cluster fails; the tally keeps what was played."""
+    try:
+        with Meter(f"{tally.case} on Ray", rounds, "rounds") as meter, live:
+            tally.run_id = live.run
+            tally.started = time.perf_counter()
+            for played in live.rounds():
+                tally.add(played)
+                meter.update(tally.rounds)
+    except KeyboardInterrupt:
+        tally.interrupted = True
+    except RacevisorError as error:
+        tally.problem = error
+
+
+def _as_json(tally: Tally, seconds: float) -> dict[str, Any]:
+    case, problem = tally.case, tally.problem or tally.unsaved
+    return {
+        "scenario": case.scenario.name,
+        "variant": case.variant_name,
+        "setup": case.setup,
+        "memory": case.memory,
+        "claimed": case.claimed,
+        "as_claimed": tally.as_claimed,
+        "run": tally.run_id,
+        "rounds": tally.rounds,
+        "bad": tally.bad,
+        "stuck": tally.stuck,
+        "outcomes": dict(tally.outcomes.most_common()),
+        "traces": [str(path) for path in tally.traces],
+        "seconds": round(seconds, 3),
+        "rate": round(tally.rounds / seconds, 1) if seconds else 0.0,
+        "interrupted": tally.interrupted,
+        **({"error": str(problem)} if problem else {}),
+    }
+
+
+def _print_results(out: Console, tally: Tally, seconds: float, full: bool) -> None:
+    case = tally.case
+    ended = f" (interrupted after {tally.rounds} rounds)" if tally.interrupted else ""
+    rate = f", {tally.rounds / seconds:,.1f} rounds/s" if tally.rounds and seconds else ""
+    out.print(Text(f"{case}, live: {tally.rounds} rounds in {seconds:.1f} s{rate}{ended}", style="bold"), soft_wrap=True)
+    if not tally.rounds:
+        return
+    out.print()
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    table.add_column("rounds", justify="right")
+    table.add_column("share", justify="right")
+    table.add_column("outcome")
+    table.add_column("")
+    for outcome, count in tally.outcomes.most_common():
+        bad = tally.bad_outcomes[outcome]
+        mark = "" if not bad else "bad" if bad == count else f"{bad} of them bad"
+        style = "bold red" if bad == count else ""
+        table.add_row(str(count), f"{100 * count / tally.rounds:.1f}%", Text(outcome, style=style), Text(mark, style="bold red"))
+    out.print(table)
+    out.print()
+    out.print(Text(_sentence(tally), style="green" if tally.as_claimed else "bold red"))
+    if tally.first_bad is None:
+        return
+    out.print()
+    out.print(Text(f"round {tally.first_number}, the first bad one, {len(tally.first_bad.picks)} steps:", style="bold"))
+    out.print()
+    print_picture(out, case, *reenact(case, tally.first_bad.picks, past_violations=True), full=full)
+    print_paste_lines(out, case, tally.traces[0] if tally.traces else None)
+    if len(tally.traces) > 1:
+        more = f" (the first {TRACES} bad rounds)" if tally.bad > len(tally.traces) else ""
+        out.print(f"  {len(tally.traces)} traces in {tally.folder}/{more}", soft_wrap=True)
+
+
+def _sentence(tally: Tally) -> str:
+    """What the rounds say about the claim, and no more than they say."""
+    claimed, bad, rounds = tally.case.claimed, tally.bad, tally.rounds
+    count = f"{bad} of {rounds} rounds bad"
+    if claimed == Never:
+        if bad:
+            return f"{count}, claimed Never: refuted."
+        return "No round was bad, as claimed (Never).  Rounds prove nothing: racevisor explore decides."
+    if claimed == Always:
+        return f"{count}, claimed Always: {'as claimed so far.' if tally.as_claimed else 'refuted.'}"
+    if not bad:
+        return "No round was bad.  That does not refute the claim (Sometimes): more --rounds, more --noise, or racevisor explore."
+    return f"{count}, as claimed (Sometimes)."

@@ -1,0 +1,157 @@
+"""Small programs for the tests of memory models and searches, written as one line: `x=1 mb r0=y | y=1 mb r1=x`.
+
+| word | op | word | op |
+|---|---|---|---|
+| `x=1` | WRITE_ONCE | `mb` `wmb` `rmb` | the barriers |
+| `x:=1` | smp_store_release | `lock` `unlock` | of the one mutex; a thread may end inside |
+| `r0=x` | READ_ONCE | `x==1` | wait until x is 1 |
+| `x+=1` | atomic_fetch_add | `x==1>0` | wait until x is 1, and make it 0 in the same step |
+| `x<>1` | xchg | `choose` | one of two answers |
+| `x?0>1` | cmpxchg | `ipi` | send an IPI to the one physical CPU |
+| `x@1` | set_bit of bit 1 | `cli` `sti` | IRQs of that CPU off and on |
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+from actors import ops
+from actors.actor import Cell
+from actors.pcpu import Pcpu
+from actors.sync import Lock
+from actors.thread import Thread
+from actors.vm import Vm
+from racevisor.dependence import HappensBefore
+from racevisor.monitor import Monitor
+from racevisor.strategies.brute_force import BruteForce
+from racevisor.strategies.source_dpor import SourceDpor
+from racevisor.world import Channel, World
+
+WORD = re.compile(r"(r\d+)=([a-z])|([a-z])(:=|==|=|\+=|<>|\?|@)(\d+)(?:>(\d+))?|mb|wmb|rmb|lock|unlock|choose|ipi|cli|sti")
+ACCESS: dict[str, Callable[[Cell, int, Any], Any]] = {
+    "=": lambda cell, a, _b: ops.WRITE_ONCE(cell, a),
+    ":=": lambda cell, a, _b: ops.smp_store_release(cell, a),
+    "+=": lambda cell, a, _b: ops.atomic_fetch_add(a, cell),
+    "<>": lambda cell, a, _b: ops.xchg(cell, a),
+    "?": lambda cell, a, b: ops.cmpxchg(cell, a, b),
+    "@": lambda cell, a, _b: ops.set_bit(a, cell),
+    "==": lambda cell, a, b: ops.await_eq(cell, a, b),
+}
+
+Make = Callable[[Vm], list[Monitor]]
+
+
+def world(program: str, memory: str = "sc", monitors: Make = lambda vm: [], *, automata: bool = False) -> World:
+    """A World in which P0, P1, ... run the threads of `program`."""
+    vm = Vm()
+    vm.guest_memory(**dict.fromkeys("wxyz", 0), mutex="")
+    pcpu = Pcpu(vm, "pcpu0")
+    vm.vcpus.append(SimpleNamespace(pcpu=pcpu))  # type: ignore[arg-type]  # all that a World asks of a vCPU
+    for i, words in enumerate(program.split(" | ")):
+        Thread(vm, f"P{i}", body(vm, pcpu, words.split()), seen=())
+    return World(vm, memory, monitors=monitors(vm), automata=automata)
+
+
+def body(vm: Vm, pcpu: Pcpu, words: list[str]) -> Callable[[Any], Any]:
+    async def run(me: Any) -> None:
+        mutex = Lock(vm.memory.mutex)
+        plain = {
+            "mb": ops.smp_mb, "wmb": ops.smp_wmb, "rmb": ops.smp_rmb, "lock": lambda: mutex.acquire(me), "unlock": mutex.release,
+            "choose": lambda: ops.choose(2), "ipi": lambda: ops.send_ipi("pcpu0"),
+            "cli": pcpu.local_irq_disable, "sti": pcpu.local_irq_enable,
+        }  # fmt: skip
+        for word in words:
+            found = WORD.fullmatch(word)
+            assert found, f"{word!r} is no word of a program"
+            register, source, target, sign, a, b = found.groups()
+            if register:
+                result = await ops.READ_ONCE(getattr(vm.memory, source))
+            elif target:
+                result = await ACCESS[sign](getattr(vm.memory, target), int(a), None if b is None else int(b))
+            else:
+                result = await plain[word]()
+            if result is not None:
+                me.seen = (*me.seen, (register or word, result))
+
+    return run
+
+
+class End(NamedTuple):
+    """A final state: all cells, all that was read, and who is blocked."""
+
+    cells: tuple[tuple[str, Any], ...]
+    seen: tuple[Any, ...]
+    blocked: tuple[str, ...]
+
+    def __getitem__(self, name: Any) -> Any:
+        """The final value of a register or a cell."""
+        return next(value for key, value in (*(pair for pairs in self.seen for pair in pairs), *self.cells) if key == name)
+
+
+def end_state(of: World) -> End:
+    return End(
+        tuple((cell.name, cell.value) for cell in of.vm.cells),
+        tuple(thread.actor.seen for thread in of.threads),
+        tuple(thread.actor.name for thread in of.threads if thread.op is not None),
+    )
+
+
+class Search(NamedTuple):
+    strategy: Any
+    ends: set[End]  # of executions without a violation
+    violations: set[str]
+    classes: list[frozenset[Any]]  # the Mazurkiewicz trace of every complete execution
+
+
+def search(of: World, strategy: Any, *, classes: bool = False) -> Search:
+    """Run `strategy` until it is done."""
+    found = Search(strategy, set(), set(), [])
+    run = 0
+    again = True
+    while again:
+        execution = of.run(strategy, run)
+        if execution.status == "violated":
+            found.violations.add(execution.violations[0].text)
+        elif execution.status == "terminal":
+            found.ends.add(end_state(of))
+            if classes:
+                found.classes.append(trace_class(of))
+        again = strategy.end(execution)
+        run += 1
+    of.close()
+    return found
+
+
+def by_source_dpor(of: World, **options: Any) -> Search:
+    found = search(of, SourceDpor(), **options)
+    assert found.strategy.exhausted
+    return found
+
+
+def by_brute_force(of: World, **options: Any) -> Search:
+    found = search(of, BruteForce(), **options)
+    assert found.strategy.exhausted
+    return found
+
+
+def trace_class(of: World) -> frozenset[Any]:
+    """What two interleavings have in common that differ only by swapped independent steps: each step and what is before it."""
+    order = HappensBefore(of)
+    names: list[tuple[str, int]] = []
+    count: dict[Channel, int] = {}
+    for step in of.steps:
+        channel = of.channels[step.channel]
+        count[channel] = count.get(channel, 0) + 1
+        order.extend(channel, step)
+        names.append((channel.name, count[channel]))
+    return frozenset((name, members(order.past[n], names)) for n, name in enumerate(names))
+
+
+def members(mask: int, names: list[tuple[str, int]]) -> frozenset[tuple[str, int]]:
+    return frozenset(name for n, name in enumerate(names) if mask >> n & 1)
+
+
+def valuations(ends: Iterable[End], names: str) -> set[tuple[Any, ...]]:
+    """The distinct values of some registers and cells: `valuations(ends, "r0 r1 x")`."""
+    return {tuple(end[name] for name in names.split()) for end in ends}

@@ -1,0 +1,306 @@
+"""Live rounds on Ray, each held against the World; what happens when something dies, does not answer, or is interrupted."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.live import LiveOptions, LiveRun, Round
+from cluster.session import Session
+from racevisor.errors import ClusterError, NotDeterministic, UsageError
+from racevisor.scenario import Case, Source, from_source, load
+from racevisor.strategies.replay import Replay
+
+needs_ray = pytest.mark.usefixtures("embedded_ray")
+
+
+def case_of(variant: str = "before", setup: str = "plain", memory: str = "tso") -> Case:
+    scenario, source = load("init_sipi")
+    return Case(scenario, source, variant, setup, memory)
+
+
+def play(case: Case, rounds: int, **options: object) -> list[Round]:
+    with LiveRun(case, LiveOptions(rounds=rounds, **options)) as run:  # type: ignore[arg-type]
+        return list(run.rounds())
+
+
+@pytest.fixture(scope="module")
+def warm(embedded_ray: None) -> Iterator[Callable[[Case], LiveRun]]:
+    """Hosts take a second to start; the cases of one set-up have the same actors and can share them."""
+    runs: dict[str, LiveRun] = {}
+
+    def of(case: Case) -> LiveRun:
+        run = runs.get(case.setup)
+        if run is None:
+            run = runs[case.setup] = LiveRun(case, LiveOptions(rounds=4))
+            run.__enter__()
+        else:
+            run.switch(case)
+        return run
+
+    yield of
+    for run in runs.values():
+        run.close()
+
+
+@pytest.mark.parametrize("memory", ["sc", "tso", "pso"])
+@pytest.mark.parametrize("setup", ["plain", "irq"])
+@pytest.mark.parametrize("variant", ["before", "latch"])
+def test_every_outcome_seen_on_ray_is_one_the_world_can_reach(
+    warm: Callable[[Case], LiveRun], variant: str, setup: str, memory: str
+) -> None:
+    """The law of parity: each round gives its steps, and the World takes the same ones to the same end."""
+    case = case_of(variant, setup, memory)
+    rounds = list(warm(case).rounds())
+    assert [r.number for r in rounds] == [0, 1, 2, 3]
+    for r in rounds:
+        assert r.status == ("violated" if any(v.step is not None for v in r.violations) else "terminal")
+        assert variant == "before" or not r.bad
+        world = case.world()
+        replay = Replay(r.schedule[: first_bad(r)])
+        again = world.run(replay)
+        replay.end(again)
+        assert again.status == r.status
+        world.close()
+
+
+def first_bad(r: Round) -> int:
+    """A search stops at the first broken check, a live machine runs on."""
+    return min((v.step + 1 for v in r.violations if v.step is not None), default=len(r.schedule))
+
+
+STUCK = """
+from actors.ops import await_eq
+from racevisor import Scenario, Thread, Variant, Violation
+
+class Stuck(Scenario):
+    variants = {"only": Variant("P0 waits for what nobody does")}
+
+    def build(self, vm, setup):
+        memory = vm.guest_memory(x=0)
+
+        async def waits(me):
+            await await_eq(memory.x, 1)
+            me.done = True
+
+        Thread(vm, "P0", waits, done=False)
+
+    def stuck(self, vm):
+        return [] if vm.actors[1].done else [Violation("stuck", "P0 waits for x == 1")]
+
+    def outcome(self, vm):
+        return "done" if vm.actors[1].done else "stuck"
+"""
+
+LIVELOCK = """
+from actors.ops import READ_ONCE
+from racevisor import Scenario, Thread, Variant
+
+class Livelock(Scenario):
+    variants = {"only": Variant("P0 spins for ever")}
+    max_steps = 25
+
+    def build(self, vm, setup):
+        memory = vm.guest_memory(x=0)
+
+        async def spins(me):
+            while not await READ_ONCE(memory.x):
+                pass
+
+        Thread(vm, "P0", spins)
+"""
+
+BROKEN = """
+from actors.ops import READ_ONCE
+from racevisor import Scenario, Thread, Variant
+
+class Broken(Scenario):
+    variants = {"only": Variant("P0 raises")}
+
+    def build(self, vm, setup):
+        memory = vm.guest_memory(x=0)
+
+        async def breaks(me):
+            await READ_ONCE(memory.x)
+            raise KeyError("gone")
+
+        Thread(vm, "P0", breaks)
+"""
+
+
+def own_case(text: str, memory: str = "tso") -> Case:
+    source = Source("/nowhere/own.py", text)
+    return Case(from_source(source), source, "only", "default", memory)
+
+
+@needs_ray
+def test_a_stuck_machine_is_a_result_and_not_a_hang() -> None:
+    """And a user's own scenario travels as text: no host could import it from /nowhere."""
+    rounds = play(own_case(STUCK), 2)
+    assert [r.outcome for r in rounds] == ["stuck", "stuck"]
+    assert [v.text for r in rounds for v in r.violations] == ["P0 waits for x == 1"] * 2
+    assert [r.schedule for r in rounds] == [[], []]
+
+
+@needs_ray
+def test_a_livelock_ends_bounded() -> None:
+    """A bounded round claims nothing: no outcome, no violation."""
+    (only,) = play(own_case(LIVELOCK), 1, noise=None)
+    assert (only.status, only.outcome, only.violations, len(only.schedule)) == ("bounded", "bounded", [], 25)
+
+
+@needs_ray
+def test_an_error_in_a_scenario_names_round_actor_and_line() -> None:
+    """It happened on another machine: what is not in this message is not seen."""
+    with pytest.raises(UsageError, match=r"live round 0 of own only/default/tso: P0 raised KeyError in breaks, line 13"):
+        play(own_case(BROKEN), 1)
+
+
+@needs_ray
+def test_a_host_that_dies_is_named_and_finished_rounds_are_kept() -> None:
+    """Exit status 4, and what was found so far is still worth something."""
+    done = []
+
+    def play_and_kill() -> None:
+        with LiveRun(case_of(), LiveOptions(rounds=5)) as run:
+            for r in run.rounds():
+                done.append(r.number)
+                if r.number == 1:
+                    os.kill(run.pids["lapic1"], signal.SIGKILL)
+
+    with pytest.raises(ClusterError, match="host of lapic1 died in round 2") as caught:
+        play_and_kill()
+    assert done == [0, 1]
+    assert caught.value.exit_status == 4
+
+
+@needs_ray
+def test_a_round_that_the_world_does_not_repeat_is_saved(tmp_path: Path) -> None:
+    """Exit status 3: either the protocol or the World is wrong, and the steps are what one needs to find out which."""
+
+    def play_in_another_world() -> None:
+        with LiveRun(own_case(STUCK), LiveOptions(rounds=1, log_dir=tmp_path)) as run:
+            assert run.world is not None
+            run.world.vm.cells[0].init = 1
+            list(run.rounds())
+
+    with pytest.raises(NotDeterministic, match=r"(?s)in the World P0 can still move.* its steps are in .*parity-") as caught:
+        play_in_another_world()
+    assert caught.value.exit_status == 3
+    (saved,) = tmp_path.glob("parity-*.json")
+    assert json.loads(saved.read_text())["case"] == "own only/default/tso"
+
+
+@needs_ray
+def test_hosts_do_not_switch_to_a_machine_with_other_actors() -> None:
+    """A host is one actor: it has no place for another's cells."""
+    with (
+        LiveRun(own_case(STUCK), LiveOptions()) as run,
+        pytest.raises(UsageError, match=r"has the actors pcpu0, .* of memory, P0"),
+    ):
+        run.switch(case_of())
+
+
+@needs_ray
+def test_logs_of_all_hosts_merge_into_the_rounds(tmp_path: Path) -> None:
+    """(clock, host) is the order; every step of the schedule is in exactly one file, tracepoints have the kernel's names."""
+    with LiveRun(case_of("latch"), LiveOptions(rounds=2, log_dir=tmp_path, debug_steps=True)) as run:
+        rounds = list(run.rounds())
+        names = run.names
+    lines = {
+        name: [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()] for name in (*names, "driver")
+    }
+    for r in rounds:
+        steps = [
+            (line["clock"], host, line["channel"], line["label"])
+            for host, name in enumerate(names)
+            for line in lines[name]
+            if line["event"] == "step" and line["round"] == r.number
+        ]
+        assert [(channel, label) for _, _, channel, label in sorted(steps)] == r.schedule
+    events = [line["event"] for line in lines["driver"]]
+    assert events == ["round", "round"]
+    assert {line["outcome"] for line in lines["driver"]} == {r.outcome for r in rounds}
+    every = [line for some in lines.values() for line in some]
+    assert {"run", "round", "actor", "step", "clock", "level", "time"} <= set.intersection(*(set(line) for line in every))
+    assert {"kvm_entry", "kvm_exit", "kvm_apic_accept_irq"} <= {line["event"] for line in every}
+
+
+@needs_ray
+def test_without_debug_only_the_driver_logs(tmp_path: Path) -> None:
+    """One event per round is what a night of rounds can afford."""
+    play(own_case(STUCK), 3, log_dir=tmp_path / "new" / "dir")
+    (file,) = (tmp_path / "new" / "dir").iterdir()
+    assert file.name == "driver.jsonl" and len(file.read_text().splitlines()) == 3
+
+
+def test_a_log_directory_that_cannot_be_written_is_an_error_before_anything_starts(tmp_path: Path) -> None:
+    """Not after the 5 seconds that Ray takes."""
+    (tmp_path / "file").write_text("")
+    run = LiveRun(case_of(), LiveOptions(log_dir=tmp_path / "file" / "logs"))
+    with pytest.raises(UsageError, match=r"cannot write the log .*\n.*--log-dir"), run:
+        pass
+    assert not run.handles
+
+
+def test_an_address_where_nobody_is_says_so_and_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ray.init() would try for a minute."""
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        with pytest.raises(ClusterError, match=rf"no Ray cluster at {address}: .*refused(?s:.*)unset RAY_ADDRESS"):
+            Session(address).open()
+    with pytest.raises(ClusterError, match="'nonsense' is no address"):
+        Session("nonsense").open()
+
+
+INTERRUPTED = """
+import sys
+from cluster.live import LiveOptions, LiveRun
+from racevisor.scenario import Case, load
+scenario, source = load("init_sipi")
+done = 0
+try:
+    with LiveRun(Case(scenario, source, "before", "plain", "tso"), LiveOptions(rounds=100000)) as run:
+        print(run.session.child.pid, *run.pids.values(), flush=True)
+        for r in run.rounds():
+            done += 1
+            print(r.number, flush=True)
+except KeyboardInterrupt:
+    print("kept", done, run.session.child, flush=True)
+"""
+
+
+def test_ctrl_c_leaves_no_process_behind_and_keeps_what_was_done() -> None:
+    """On a Ray of its own: SIGINT to the whole group, as a terminal sends it."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    root = str(Path(__file__).resolve().parent.parent)
+    with subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**environment, "PYTHONPATH": root},
+    ) as process:
+        assert process.stdout is not None
+        pids = [int(pid) for pid in process.stdout.readline().split()]
+        assert len(pids) == 7
+        assert process.stdout.readline() == "0\n"
+        os.killpg(process.pid, signal.SIGINT)
+        rest = process.stdout.read().splitlines()
+    assert process.returncode == 0
+    assert rest[-1].startswith("kept ") and int(rest[-1].split()[1]) >= 1 and rest[-1].endswith("None")
+    assert [pid for pid in pids if lives(pid)] == []
+
+
+def lives(pid: int) -> bool:
+    """A zombie that init has not collected yet is dead."""
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout.strip()
+    return bool(state) and not state.startswith("Z")

@@ -1,0 +1,158 @@
+"""The stateful search reaches what brute force reaches, and recognises a state that it has seen."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from programs import by_brute_force, search, world
+
+from actors.actor import Cell
+from actors.ops import READ_ONCE, WRITE_ONCE, await_eq, choose
+from actors.thread import Thread
+from actors.vm import Vm
+from racevisor.memory import MODELS
+from racevisor.monitor import Monitor, Violation
+from racevisor.step import Step
+from racevisor.strategies.random_walk import RandomWalk
+from racevisor.strategies.states import StatefulSearch
+from racevisor.world import World
+
+
+def by_states(of: World) -> Any:
+    found = search(of, StatefulSearch())
+    assert found.strategy.exhausted
+    return found
+
+
+WORDS = st.sampled_from(
+    "x=1 x=2 y=1 y=2 x:=1 y:=2 r0=x r1=y r2=x mb wmb x+=1 y+=2 x<>3 x?0>4 y?1>5 x@1 y@2 lock unlock x==1 y==2 x==1>0 choose ipi cli sti".split()
+)
+THREADS = st.lists(st.lists(WORDS, min_size=1, max_size=3), min_size=2, max_size=3).filter(
+    lambda threads: sum(map(len, threads)) <= 7
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(THREADS, st.sampled_from(MODELS))
+def test_every_end_state_of_brute_force_is_found_and_no_other(threads: list[list[str]], memory: str) -> None:
+    program = " | ".join(" ".join(words) for words in threads)
+    assert by_states(world(program, memory, automata=True)).ends == by_brute_force(world(program, memory)).ends
+
+
+@settings(max_examples=60, deadline=None)
+@given(THREADS, st.sampled_from(MODELS), st.integers(0, 9))
+def test_a_schedule_found_on_automata_runs_the_same_on_coroutines(threads: list[list[str]], memory: str, seed: int) -> None:
+    program = " | ".join(" ".join(words) for words in threads)
+    runs = [world(program, memory, automata=automata).run(RandomWalk(seed, 1)) for automata in (True, False)]
+    assert [[(s.channel, s.label) for s in run.steps] for run in runs][0] == [(s.channel, s.label) for s in runs[1].steps]
+
+
+class Both(Monitor):
+    """Not both at once: judged over two cells of two threads."""
+
+    check = "both"
+
+    def __init__(self, a: Cell, b: Cell) -> None:
+        super().__init__([a, b])
+
+    def on_step(self, _step: Step) -> Violation | None:
+        return Violation(self.check, "both are set") if all(cell.value for cell in self.watches) else None
+
+
+@pytest.mark.parametrize("memory", MODELS)
+def test_a_violation_that_only_one_order_of_independent_steps_shows_is_found(memory: str) -> None:
+    """x and y are never touched by the same thread, so a search that only knows conflicts tries one order of them."""
+    program = "x=1 x=0 | y=1 y=0"
+    found = by_states(world(program, memory, lambda vm: [Both(vm.memory.x, vm.memory.y)], automata=True))  # type: ignore[union-attr]
+    assert found.violations == {"both are set"}
+
+
+def peterson() -> World:
+    """Peterson's algorithm, each process once around for ever."""
+    vm = Vm()
+    m: Any = vm.guest_memory(flag0=False, flag1=False, turn=0, inside=0)
+
+    def process(i: int) -> Any:
+        mine, other = (m.flag0, m.flag1) if i == 0 else (m.flag1, m.flag0)
+
+        async def body(me: Thread) -> None:
+            while True:
+                me.checkpoint("ncs")
+                await WRITE_ONCE(mine, True)
+                await WRITE_ONCE(m.turn, 1 - i)
+                while True:
+                    me.checkpoint("a3a")
+                    if not await READ_ONCE(other):
+                        break
+                    me.checkpoint("a3b")
+                    if await READ_ONCE(m.turn) == i:
+                        break
+                me.checkpoint("cs")
+                await WRITE_ONCE(m.inside, i)
+                await WRITE_ONCE(mine, False)
+
+        return body
+
+    for i in (0, 1):
+        Thread(vm, f"P{i}", process(i))
+    return World(vm, "sc", automata=True)
+
+
+def test_a_program_that_never_ends_has_finitely_many_states_once_its_loops_say_checkpoint() -> None:
+    search_ = StatefulSearch()
+    found = search(peterson(), search_)
+    assert search_.exhausted
+    assert not found.ends
+    assert search_.states < 200
+
+
+def test_a_data_choice_is_explored_for_every_answer() -> None:
+    vm = Vm()
+
+    async def body(me: Any) -> None:
+        me.seen = await choose(3), await choose(2)
+
+    Thread(vm, "P0", body, seen=())
+    of = World(vm, "sc", automata=True)
+    assert {end.seen[0] for end in by_states(of).ends} == {(a, b) for a in range(3) for b in range(2)}
+
+
+def test_a_thread_that_ends_while_it_holds_a_lock_blocks_the_other_in_some_executions() -> None:
+    ends = by_states(world("lock x=1 | lock y=1 unlock", automata=True)).ends
+    assert {end.blocked for end in ends} == {(), ("P1",)}
+
+
+def test_a_value_that_cannot_be_hashed_is_reported_with_its_thread() -> None:
+    vm = Vm()
+    m: Any = vm.guest_memory(box=[])
+
+    async def body(_me: Any) -> None:
+        await READ_ONCE(m.box)
+
+    Thread(vm, "P0", body)
+    of = World(vm, "sc", automata=True)
+    with pytest.raises(TypeError, match=r"P0 was given \[\], which cannot be hashed"):
+        by_states(of)
+    of.close()
+
+
+def test_a_step_bound_is_never_taken_for_a_complete_search() -> None:
+    vm = Vm()
+    m: Any = vm.guest_memory(x=0, never=0)
+
+    async def count(_me: Any) -> None:
+        n = 0
+        while True:
+            n += 1
+            await WRITE_ONCE(m.x, n)
+
+    async def wait(_me: Any) -> None:
+        await await_eq(m.x, -1)
+
+    Thread(vm, "P0", count)
+    Thread(vm, "P1", wait)
+    strategy = StatefulSearch()
+    search(World(vm, "sc", max_steps=60, automata=True), strategy)
+    assert strategy.bounded
+    assert not strategy.exhausted
