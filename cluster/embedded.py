@@ -44,40 +44,42 @@ def say(what: dict[str, str]) -> None:
 def watch(directory: str) -> None:
     """When the parent is gone, so are we, and all that we started."""
     sys.stdin.read()
-    import psutil  # type: ignore[import-untyped, import-not-found, unused-ignore]
+    try:
+        end(os.getpid(), directory)
+    finally:  # also when Ray is not even imported yet, and there is nothing to end
+        os._exit(0)
 
-    end(psutil.Process().children(), directory)
-    os._exit(0)
 
+def end(session: int, directory: str) -> None:
+    """Kill all processes of a session but the calling one, wait until they are gone, and remove Ray's files.
 
-def end(roots: list[Any], directory: str) -> None:
-    """Kill processes with all their children, wait until they are gone, and remove Ray's files.
-
-    Ray's processes hold nothing that is worth the graceful second that ray.shutdown() gives to each kind of them.
+    They are found by their session, which workers and agents keep whatever becomes of their parents.  They hold nothing that is
+    worth the graceful second that ray.shutdown() gives to each kind of them.
     """
-    everyone = []
-    for root in roots:
-        for one in (root, *_children(root)):
-            with contextlib.suppress(Exception):
-                one.suspend()  # so that it starts nothing more while we look for what it has started
-        everyone += [*_children(root), root]
-    for one in everyone:
+    for one in _members(session):
+        with contextlib.suppress(Exception):
+            one.suspend()  # so that it starts nothing more while we look for what it has started
+    members = _members(session)
+    for one in members:
         with contextlib.suppress(Exception):
             one.kill()
     for _ in range(100):
-        everyone = [one for one in everyone if _lives(one)]
-        if not everyone:
+        members = [one for one in members if _lives(one)]
+        if not members:
             break
         time.sleep(0.01)
     shutil.rmtree(directory, ignore_errors=True)
 
 
-def _children(process: Any) -> list[Any]:
-    try:
-        found: list[Any] = process.children(recursive=True)
-        return found
-    except Exception:  # it is gone
-        return []
+def _members(session: int) -> list[Any]:
+    import psutil  # type: ignore[import-untyped, import-not-found, unused-ignore]  # Ray's own, on the path once it is imported
+
+    found = []
+    for one in psutil.process_iter():
+        with contextlib.suppress(OSError):
+            if os.getsid(one.pid) == session and one.pid != os.getpid():
+                found.append(one)
+    return found
 
 
 def _lives(process: Any) -> bool:

@@ -300,5 +300,6 @@ class LiveRun:
 
 def _why(death: RayActorError) -> str:
     """The one line of Ray's message that says something."""
-    lines = [line.strip() for line in str(death).splitlines() if line.strip()]
-    return next((line for line in lines if "died because" in line or "exit" in line.lower()), "nothing")[:200]
+    lines = [line.strip() for line in str(death).splitlines()]
+    said = next((line for line in lines if "exit" in line.lower() or "died" in line), "nothing")
+    return said.partition(" Worker exit detail")[0][:200]

@@ -60,6 +60,8 @@ class Session:
         if ray.is_initialized():
             self.reused = True
             return
+        # Ray prints the post-mortem of every worker on our standard output; what there is to say, we say.
+        ray._private.worker.print_to_stdstream = _say_nothing
         # Ray puts the driver's working directory in front of every worker's sys.path, and a user's folder may well hold an
         # `actors/` or a `cluster/` of its own.  An empty directory holds none.
         self.directory = _short_directory()
@@ -169,13 +171,18 @@ class Session:
             if self.directory is not None:
                 shutil.rmtree(self.directory, ignore_errors=True)
                 self.directory = None
+            ray._private.worker.print_to_stdstream = _PRINT
+
+
+_PRINT = ray._private.worker.print_to_stdstream
+
+
+def _say_nothing(data: Any, ignore_prefix: bool) -> None:
+    """In the place of Ray's print_to_stdstream()."""
 
 
 def _end_child(child: subprocess.Popen[str], directory: str) -> None:
-    import psutil  # type: ignore[import-untyped, import-not-found, unused-ignore]  # Ray's own, on the path once ray is imported
-
-    with contextlib.suppress(psutil.NoSuchProcess):
-        embedded.end([psutil.Process(child.pid)], directory)
+    embedded.end(child.pid, directory)
     child.communicate()
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 from actors.vm import Calls
@@ -87,6 +89,18 @@ class _Recorder(Calls):
         return getattr(self.inner, name)  # type: ignore[no-any-return]
 
 
+def _strategy(name: str, seed: int, runs: int | None) -> Any:
+    if name == "states":
+        return StatefulSearch()
+    if name == "dpor":
+        from racevisor.strategies.source_dpor import SourceDpor
+
+        return SourceDpor()
+    if name == "random":
+        return RandomWalk(seed, runs or 1000)
+    raise UsageError(f"there is no strategy {name!r}\n  strategies: {', '.join(STRATEGIES)}")
+
+
 def explore_case(
     case: Case,
     *,
@@ -102,49 +116,38 @@ def explore_case(
     `runs` bounds the number of executions (default: no bound for exhaustive strategies, 1000 for random).  A search that has
     met a bad and a good execution has settled on Sometimes and stops there, unless it is asked to go on `to_the_end`.
     """
-    if strategy not in STRATEGIES:
-        raise UsageError(f"there is no strategy {strategy!r}\n  strategies: {', '.join(STRATEGIES)}")
     started = time.perf_counter()
+    picker = _strategy(strategy, seed, runs)
     world = case.world(max_steps=max_steps, automata=strategy == "states")
     recorder = world.vm.calls = _Recorder(world.vm.calls)
-    picker: Any
-    if strategy == "states":
-        picker = StatefulSearch()
-    elif strategy == "dpor":
-        from racevisor.strategies.source_dpor import SourceDpor
-
-        picker = SourceDpor()
-    else:
-        picker = RandomWalk(seed, runs or 1000)
     complete = bad = bounded = run = 0
     bad_witness = good_witness = None
     outcomes: dict[str, int] = {}
     stopped = settled = False
-    while True:
-        execution = world.run(picker, run)
-        if execution.status in ("terminal", "violated"):
-            complete += 1
-            outcomes[str(execution.outcome)] = outcomes.get(str(execution.outcome), 0) + 1
-            if execution.bad:
-                bad += 1
-                if bad_witness is None or len(execution.steps) < len(bad_witness.schedule):
-                    bad_witness = witness(execution)
-            elif good_witness is None:
-                good_witness = witness(execution)
-        elif execution.status == "bounded":
-            bounded += 1
-        run += 1
-        if bad and good_witness is not None and not to_the_end and strategy != "random":
-            settled = True
-            break
-        if not picker.end(execution):
-            break
-        if (runs is not None and run >= runs) or (should_stop is not None and should_stop(run)):
-            stopped = True
-            break
-    world.close()
-    exhausted = getattr(picker, "exhausted", False)
-    if exhausted:
+    try:
+        while True:
+            execution = world.run(picker, run)
+            if execution.status in ("terminal", "violated"):
+                complete += 1
+                outcomes[str(execution.outcome)] = outcomes.get(str(execution.outcome), 0) + 1
+                if execution.bad:
+                    bad += 1
+                    if bad_witness is None or len(execution.steps) < len(bad_witness.schedule):
+                        bad_witness = witness(execution)
+                elif good_witness is None:
+                    good_witness = witness(execution)
+            elif execution.status == "bounded":
+                bounded += 1
+            run += 1
+            settled = bad > 0 and good_witness is not None and not to_the_end and strategy != "random"
+            if settled or not picker.end(execution):
+                break
+            if (runs is not None and run >= runs) or (should_stop is not None and should_stop(run)):
+                stopped = True
+                break
+    finally:
+        world.close()
+    if getattr(picker, "exhausted", False):
         verdict, bound = "exhausted", "every reachable state" if strategy == "states" else "one execution per Mazurkiewicz trace"
     elif settled:
         verdict, bound = "bound reached", "stopped at the first bad and the first good execution, which settle it"
@@ -158,6 +161,27 @@ def explore_case(
         getattr(picker, "blocked", 0), getattr(picker, "states", 0), strategy, bound, time.perf_counter() - started,
         outcomes, bad_witness, good_witness, frozenset(recorder.names),
     )  # fmt: skip
+
+
+def clearest(case: Case, found: Witness, *, runs: int = 300) -> Witness:
+    """A bad execution with fewer context switches than `found`, if some lazy random walks meet one."""
+    world = case.world(automata=True)
+    walk = RandomWalk("clearest", runs, stay=0.9)
+    best, fewest = found, _switches([channel for channel, _ in found.schedule])
+    try:
+        for run in range(runs):
+            execution = world.run(walk, run)
+            if {v.check for v in execution.violations} & {v.check for v in found.violations}:
+                cost = _switches([step.channel for step in execution.steps])
+                if cost < fewest:
+                    best, fewest = witness(execution), cost
+    finally:
+        world.close()
+    return best
+
+
+def _switches(channels: list[str]) -> tuple[int, int]:
+    return sum(a != b for a, b in pairwise(channels)), len(channels)
 
 
 def cases(name: str, variants: Iterable[str] = (), setups: Iterable[str] = (), memories: Iterable[str] = ()) -> list[Case]:
@@ -175,55 +199,79 @@ def explore(
     wanted: list[Case],
     *,
     jobs: int = 1,
-    strategy: str = "states",
-    seed: int = 0,
-    runs: int | None = None,
-    max_steps: int | None = None,
-    to_the_end: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
+    **options: Any,
 ) -> Iterator[Verdict]:
-    """Verdicts in the order of `wanted`; `on_progress(done, of)` after each.  Several processes if `jobs` > 1."""
-    options = {"strategy": strategy, "seed": seed, "runs": runs, "max_steps": max_steps, "to_the_end": to_the_end}
-    pool = ProcessPoolExecutor(jobs) if jobs > 1 and len(wanted) > 1 else None
-    references: dict[tuple[str, str], Any] = {}
-    asked: dict[int, Any] = {}
+    """Verdicts in the order of `wanted`; `on_progress(done, of)` after each.  Several processes if `jobs` > 1.
+
+    A variant that replaces only functions that are never called in a set-up is the same code there as the reference variant
+    (the one that replaces nothing); it gets the reference's verdict, and its bound says so.
+    """
+    pool = ProcessPoolExecutor(jobs, initializer=_ignore_interrupts) if jobs > 1 and len(wanted) > 1 else None
+    table = _Table(wanted, pool, options)
     try:
-        for n, case in sorted(enumerate(wanted), key=lambda pair: bool(pair[1].variant.replaces)):
-            if not case.variant.replaces and not case.variant.exempt:
-                references.setdefault((case.setup, case.memory), n)
-            if pool is not None:
-                task = (case.source.path, case.source.text, case.variant_name, case.setup, case.memory, options)
-                if n in references.values():
-                    asked[n] = pool.submit(_in_worker, *task)
-        done: dict[int, Verdict] = {}
-
-        def settle(n: int) -> Verdict:
-            if n not in done:
-                done[n] = asked[n].result() if n in asked else explore_case(wanted[n], **options)  # type: ignore[arg-type]
-            return done[n]
-
-        def same_code(case: Case) -> Verdict | None:
-            """The reference's verdict, if this variant replaces nothing that is ever called in this set-up."""
-            n = references.get((case.setup, case.memory))
-            if n is None or not case.variant.replaces or case.variant.exempt or case.variant.replaces.keys() & settle(n).calls:
-                return None
-            verdict = settle(n)
-            reference = f"the code that runs is {verdict.variant}'s: nothing that {case.variant_name} replaces is called here"
-            return replace(verdict, variant=case.variant_name, claimed=case.claimed, bound=reference, seconds=0.0)
-
-        if pool is not None:
-            for n, case in enumerate(wanted):
-                if n not in asked and same_code(case) is None:
-                    task = (case.source.path, case.source.text, case.variant_name, case.setup, case.memory, options)
-                    asked[n] = pool.submit(_in_worker, *task)
-        for n, case in enumerate(wanted):
-            verdict = same_code(case) or settle(n)
+        for n in range(len(wanted)):
+            verdict = table.settle(n)
             if on_progress:
                 on_progress(n + 1, len(wanted))
             yield verdict
     finally:
         if pool is not None:
+            workers = list((pool._processes or {}).values())
             pool.shutdown(wait=False, cancel_futures=True)
+            for worker in workers:  # a cell that is half searched is worth nothing, and Ctrl-C must not wait for it
+                worker.terminate()
+
+
+class _Table:
+    """Cells being searched: references first, then what is not the same code."""
+
+    def __init__(self, wanted: list[Case], pool: ProcessPoolExecutor | None, options: dict[str, Any]) -> None:
+        self.wanted = wanted
+        self.pool = pool
+        self.options = options
+        self.done: dict[int, Verdict] = {}
+        self.asked: dict[int, Future[Verdict]] = {}
+        self.references: dict[tuple[str, str], int] = {}
+        for n, case in enumerate(wanted):
+            if not case.variant.replaces and not case.variant.exempt:
+                self.references.setdefault((case.setup, case.memory), n)
+        if pool is not None:
+            for n in self.references.values():
+                self._ask(n)
+            for n in range(len(wanted)):
+                if n not in self.asked and self._same_code(n) is None:
+                    self._ask(n)
+
+    def _ask(self, n: int) -> None:
+        case = self.wanted[n]
+        assert self.pool is not None
+        task = (case.source.path, case.source.text, case.variant_name, case.setup, case.memory, self.options)
+        self.asked[n] = self.pool.submit(_in_worker, *task)
+
+    def settle(self, n: int) -> Verdict:
+        """The verdict of one cell."""
+        if n not in self.done:
+            if n in self.asked:
+                self.done[n] = self.asked[n].result()
+            else:
+                self.done[n] = self._same_code(n) or explore_case(self.wanted[n], **self.options)
+        return self.done[n]
+
+    def _same_code(self, n: int) -> Verdict | None:
+        case = self.wanted[n]
+        of = self.references.get((case.setup, case.memory))
+        if of is None or of == n or case.variant.exempt:
+            return None
+        verdict = self.settle(of)
+        if verdict.verdict != "exhausted" or case.variant.replaces.keys() & verdict.calls:
+            return None
+        bound = f"the same code as {verdict.variant}: nothing that {case.variant_name} replaces is called here"
+        return replace(verdict, variant=case.variant_name, claimed=case.claimed, bound=bound, seconds=0.0)
+
+
+def _ignore_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
 
 
 _loaded: dict[str, Scenario] = {}

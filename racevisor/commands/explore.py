@@ -24,7 +24,7 @@ from racevisor.commands.output import (
     trace_name,
 )
 from racevisor.errors import RacevisorError, UsageError
-from racevisor.explore import STRATEGIES, Verdict, cases, explore, explore_case
+from racevisor.explore import STRATEGIES, Verdict, cases, clearest, explore, explore_case
 from racevisor.scenario import Always, Case, Never
 
 
@@ -100,7 +100,10 @@ def _search(wanted: list[Case], verdicts: list[Verdict], jobs: int | None, optio
                     meter.update(run)
                     return False
 
-                verdicts.append(explore_case(wanted[0], should_stop=look, **options))
+                verdict = explore_case(wanted[0], should_stop=look, **options)
+                if verdict.witness is not None:
+                    verdict.witness = clearest(wanted[0], verdict.witness)
+                verdicts.append(verdict)
             return False
         with Meter(f"exploring {wanted[0].scenario.name}", len(wanted), "cells") as meter:
             progress = explore(

@@ -24,7 +24,7 @@ from racevisor.world import Channel, Execution, Leap, Snapshot, Thread, World, l
 
 Sleep = dict[Channel, tuple[int, bool]]
 _CHAIN = 500  # private steps in a row before the other threads are looked at
-_LEARN = 8  # random executions first, to learn which cells are shared
+_LEARN = 64  # random executions first: they learn which cells are shared, and often meet a bad one
 _SHARED = -2
 _OF_THREAD = (THREAD, CHOICE)
 

@@ -1,0 +1,1 @@
+"""What a step costs, as ratios measured in one run.  `make bench`."""
