@@ -147,7 +147,8 @@ def explore_case(
                 break
     finally:
         world.close()
-    if getattr(picker, "exhausted", False):
+    exhausted = getattr(picker, "exhausted", False)
+    if exhausted:
         verdict, bound = "exhausted", "every reachable state" if strategy == "states" else "one execution per Mazurkiewicz trace"
     elif settled:
         verdict, bound = "bound reached", "stopped at the first bad and the first good execution, which settle it"
@@ -155,7 +156,8 @@ def explore_case(
         verdict, bound = "bound reached", f"{bounded} executions were cut at {world.max_steps} steps"
     else:
         verdict, bound = "budget spent", f"{run} executions"
-    found = Never if not bad else Sometimes if good_witness else Always
+    # only a complete search can say Always: a good execution may be among those that were not run
+    found = Never if not bad else Always if exhausted and good_witness is None else Sometimes
     return Verdict(
         case.scenario.name, case.variant_name, case.setup, case.memory, case.claimed, found, verdict, complete, bad,
         getattr(picker, "blocked", 0), getattr(picker, "states", 0), strategy, bound, time.perf_counter() - started,

@@ -53,6 +53,8 @@ class Scenario:
     patch: ClassVar[str] = ""
     variants: ClassVar[Mapping[str, Variant]] = {}
     setups: ClassVar[Mapping[str, Setup]] = {"default": Setup("the scenario as it is written")}
+    #: what every variant claims for a set-up unless it says otherwise
+    claims: ClassVar[Mapping[str, Claim]] = {}
     #: functions of the scenario's own that variants may replace, reached as `vm.calls.<name>`
     functions: ClassVar[Mapping[str, Callable[..., Any]]] = {}
     max_steps: ClassVar[int] = 5_000
@@ -78,9 +80,10 @@ class Scenario:
         return "end"
 
 
-def claim(variant: Variant, setup: str, memory: str) -> str:
+def claim(scenario: Scenario, variant: Variant, setup: str, memory: str) -> str:
     """The word claimed for one cell of the table."""
-    entry = variant.claims.get(setup, variant.claims.get("*", Never))
+    everyone = scenario.claims.get(setup, Never)
+    entry = variant.claims.get(setup, variant.claims.get("*", everyone))
     return entry if isinstance(entry, str) else entry.get(memory, Never)
 
 
@@ -111,7 +114,7 @@ class Case:
     @property
     def claimed(self) -> str:
         """Never, Sometimes or Always."""
-        return claim(self.variant, self.setup, self.memory)
+        return claim(self.scenario, self.variant, self.setup, self.memory)
 
     def vm(self) -> Vm:
         """A fresh machine of this case."""

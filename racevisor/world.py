@@ -143,13 +143,13 @@ class World:
         pick, step, movable = strategy.pick, self.step, self.movable
         status = "terminal"
         limit = self.max_steps
-        alone = 0
+        lonely = 0
         while movable:
             if len(self.steps) >= limit:
                 status = "bounded"
                 break
-            alone = alone + 1 if len(movable) == 1 else 0
-            if alone > ALONE:
+            lonely = lonely + 1 if len(movable) < 4 and alone(movable) else 0
+            if lonely > ALONE:
                 self.violations.append(livelock(movable[0]))
                 status = "violated"
                 break
@@ -430,6 +430,12 @@ class World:
         for monitor in self.monitors:
             parts.append(monitor.state())
         return tuple(parts)
+
+
+def alone(movable: list[Channel]) -> bool:
+    """Can only one thread move, and the stores that it posted?"""
+    thread = movable[0].thread
+    return all(channel.thread is thread and channel.kind != IPI for channel in movable)
 
 
 def livelock(channel: Channel) -> Violation:

@@ -5,6 +5,7 @@ The numbers of classes are from the test data of Nidhugg, GenMC and Concuerror, 
 
 import math
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import pytest
@@ -12,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import Make, by_brute_force, by_source_dpor, end_state, search, world
 
-from actors.ops import READ_ONCE, WRITE_ONCE, cmpxchg
+from actors.ops import READ_ONCE, WRITE_ONCE, await_eq, cmpxchg
 from actors.sync import Lock
 from actors.thread import Thread
 from actors.vm import Vm
+from racevisor.errors import NotDeterministic
 from racevisor.memory import MODELS
 from racevisor.monitor import Monitor, Violation
 from racevisor.step import Step
@@ -355,6 +357,24 @@ def test_two_searches_take_the_same_executions_in_the_same_order() -> None:
         return taken
 
     assert schedules() == schedules()
+
+
+def test_a_search_stops_at_a_machine_that_changes_between_runs() -> None:
+    """What was planned in one execution is not there in the next; going on would be a proof about two machines."""
+    runs = count()
+
+    async def fickle(me: Any) -> None:
+        if next(runs):
+            await await_eq(me.vm.memory.y, 1)
+        await READ_ONCE(me.vm.memory.x)
+
+    async def store(me: Any) -> None:
+        await WRITE_ONCE(me.vm.memory.x, 1)
+
+    of = machine([store, fickle], x=0, y=0)
+    with pytest.raises(NotDeterministic, match="the search wants P1 at step 0"):
+        search(of, SourceDpor())
+    of.close()
 
 
 def test_a_search_refuses_a_second_world() -> None:

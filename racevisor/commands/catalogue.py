@@ -85,7 +85,7 @@ def _as_json(scenario: Scenario, source: Source, chosen: dict[str, Variant]) -> 
             for key, variant in chosen.items()
         },
         "claims": [
-            {"variant": key, "setup": setup, "memory": memory, "claimed": claim(variant, setup, memory)}
+            {"variant": key, "setup": setup, "memory": memory, "claimed": claim(scenario, variant, setup, memory)}
             for key, variant in chosen.items()
             for setup in scenario.setups
             for memory in MODELS
@@ -157,7 +157,7 @@ def claims_line(scenario: Scenario, variant: Variant) -> str:
     for setup in scenario.setups:
         memories: dict[str, list[str]] = defaultdict(list)
         for memory in MODELS:
-            memories[claim(variant, setup, memory)].append(memory)
+            memories[claim(scenario, variant, setup, memory)].append(memory)
         for word, models in memories.items():
             if word != Never:
                 found[word].append(setup if len(models) == len(MODELS) else f"{setup} ({', '.join(models)})")

@@ -14,6 +14,7 @@ algorithm 1.  Where this differs from the page:
 from __future__ import annotations
 
 from racevisor.dependence import Access, HappensBefore, access_of, independent
+from racevisor.errors import NotDeterministic
 from racevisor.step import CHOICE
 from racevisor.world import Channel, Execution, World
 
@@ -68,7 +69,14 @@ class SourceDpor:
         self.depth = depth + 1
         nodes = self.nodes
         if depth < self.replayed:
-            return nodes[depth].channel
+            channel = nodes[depth].channel
+            if channel.at < 0:
+                raise NotDeterministic(
+                    f"the search wants {channel.name} at step {depth}, where it could move in an execution with the same steps\n"
+                    "  now it cannot: an actor depends on something that is no cell and no private state\n"
+                    "  find the first difference:  Audit(RandomWalk(0, 100), case.world) in racevisor.strategies.audit"
+                )
+            return channel
         sleep = self._inherited(nodes[-1]) if nodes else {}
         for channel in movable:
             if channel not in sleep:

@@ -20,7 +20,7 @@ from typing import Any
 from actors.actor import Cell
 from actors.ops import Code
 from racevisor.step import CHOICE, IPI, THREAD
-from racevisor.world import Channel, Execution, Leap, Snapshot, Thread, World, livelock
+from racevisor.world import Channel, Execution, Leap, Snapshot, Thread, World, alone, livelock
 
 Sleep = dict[Channel, tuple[int, bool]]
 _CHAIN = 500  # private steps in a row before the other threads are looked at
@@ -74,7 +74,7 @@ class StatefulSearch:
             self.domains = domains(world)
         self.world = world
         self.chain = 0
-        self.alone: set[Any] = set()  # the states since only one head has been able to move
+        self.alone: set[Any] = set()  # the states since only one thread has been able to move
         self.learning = Random(f"learn:{run}").random if run < _LEARN else None
         self.next = self.frames[-1].todo.pop() if self.frames else None
         self.sleep: Sleep = {}
@@ -208,9 +208,9 @@ class StatefulSearch:
             return None
         key = world.fingerprint()
         slept = self.visited.get(key)
-        if len(movable) > 1:
+        if not alone(movable):
             self.alone.clear()
-        elif key in self.alone:
+        elif key in self.alone and len(movable) == 1:  # nothing posted waits: the loop is not one that starves its own stores
             world.violations.append(livelock(movable[0]))
             return None
         else:
