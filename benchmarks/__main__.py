@@ -87,11 +87,12 @@ def main() -> None:
     ratio, world, bare = median_ratio(lambda i: seconds(lambda: walk(two, i)), lambda _: seconds(lambda: bare_loop(two, plan)))
     say(f"World, random walk, trace: {1 / world:>11,.0f} steps/s")
     say(f"bare loop over coroutines: {1 / bare:>11,.0f} steps/s   the World costs {ratio:.1f} times the bare loop")
-    ratio, crowd, pair = median_ratio(lambda i: seconds(lambda: walk(many, i)), lambda i: seconds(lambda: walk(two, i)))
+    ratio, crowd, _ = median_ratio(lambda i: seconds(lambda: walk(many, i)), lambda i: seconds(lambda: walk(two, i)))
     say(f"256 vCPUs, 254 of them idle: {1 / crowd:>9,.0f} steps/s   {ratio:.2f} times the cost per step of 2 vCPUs (bound: 1.5)")
     case = cases("init_sipi", ["latch"], ["two_rounds"], ["tso"])[0]
     verdict = explore_case(case)
-    say(f"stateful search, {case}: {verdict.verdict}, {verdict.states:,} states, {verdict.states / verdict.seconds:,.0f} states/s")
+    rate = verdict.states / verdict.seconds
+    say(f"stateful search, {case}: {verdict.verdict}, {verdict.states:,} states, {rate:,.0f} states/s")
     case = cases("init_sipi", ["latch"], ["init_only"], ["tso"])[0]
     verdict = explore_case(case, strategy="dpor")
     done = verdict.executions + verdict.blocked

@@ -71,6 +71,7 @@ def show(name: str, variants: tuple[str, ...], source: bool, as_json: bool) -> N
 @click.option("--jobs", type=click.IntRange(1), help="Processes.  [default: one per CPU]")
 @click.option("--max-steps", type=click.IntRange(1), help="Step bound of one execution.  [default: the scenario's]")
 @_trace_dir
+@click.option("--to-the-end", is_flag=True, help="Go on after a bad and a good execution have settled on Sometimes.")
 @click.option("--picture", is_flag=True, help="Draw an interleaving even if several cells are explored.")
 @_full
 @_json
@@ -99,7 +100,7 @@ def replay(file: Path, scenario: str | None, full: bool, as_json: bool) -> int:
 
 @cli.command()
 @click.argument("name")
-@click.option("--variant", required=True, metavar="V", help="The version of the code to run.")
+@click.option("--variant", metavar="V", help="The version of the code to run.  [default: the scenario's first variant]")
 @click.option("--setup", metavar="S", help="Who runs.  [default: the scenario's first set-up]")
 @click.option("--memory", default="tso", show_default=True, metavar="M", help="Memory model: sc, tso (x86) or pso.")
 @click.option("--rounds", type=click.IntRange(1), default=200, show_default=True, help="How often to play it.")
@@ -108,8 +109,12 @@ def replay(file: Path, scenario: str | None, full: bool, as_json: bool) -> int:
     "--noise", type=click.FloatRange(0, 1), default=0.1, show_default=True, help="How often a host lets others go first."
 )
 @click.option("--address", metavar="ADDR", help="Join this Ray cluster.  [default: $RAY_ADDRESS, else a local Ray of our own]")
-@click.option("--log-dir", type=click.Path(path_type=Path, file_okay=False), help="Write structured logs (JSON lines) here.")
-@click.option("--log-steps", is_flag=True, help="Log every step as well; needs --log-dir.")
+@click.option(
+    "--log-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where structured logs (JSON lines) go.  [default: logs beside the traces]",
+)
+@click.option("--log-steps", is_flag=True, help="Log every step as well, one file per host.")
 @_trace_dir
 @_full
 @_json

@@ -176,9 +176,7 @@ def load(name: str) -> tuple[Scenario, Source]:
         path = BUILT_IN / f"{name}.py"
         if not path.is_file():
             raise UsageError(
-                f"there is no scenario {name!r}\n"
-                f"  built in: {', '.join(built_in())}\n"
-                f"  your own: give the path of its .py file"
+                f"there is no scenario {name!r}\n  built in: {', '.join(built_in())}\n  your own: give the path of its .py file"
             )
     try:
         text = path.read_text(encoding="utf-8")

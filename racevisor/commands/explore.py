@@ -38,6 +38,7 @@ def explore_scenario(
     seed: int,
     jobs: int | None,
     max_steps: int | None,
+    to_the_end: bool,
     trace_dir: Path | None,
     picture: bool,
     full: bool,
@@ -50,7 +51,7 @@ def explore_scenario(
         wanted = cases(name, variants, setups, memories)
         if strategy not in STRATEGIES:
             raise UsageError(f"there is no strategy {strategy!r}\n  strategies: {', '.join(STRATEGIES)}")
-        options = {"strategy": strategy, "runs": runs, "seed": seed, "max_steps": max_steps}
+        options = {"strategy": strategy, "runs": runs, "seed": seed, "max_steps": max_steps, "to_the_end": to_the_end}
         interrupted = _search(wanted, verdicts, jobs, options)
         traces, problem = _save(wanted, verdicts, trace_dir, seed)
     confirmed = sum(v.confirmed for v in verdicts)

@@ -25,7 +25,7 @@ from racevisor.commands.output import (
     trace_folder,
     trace_name,
 )
-from racevisor.errors import RacevisorError, UsageError
+from racevisor.errors import RacevisorError
 from racevisor.scenario import Always, Case, Never, load
 
 #: bad rounds saved as traces; the others are counted
@@ -36,10 +36,11 @@ INTERRUPTED = 130
 class Tally:
     """The results so far: they outlive whatever ends the run."""
 
-    def __init__(self, case: Case, seed: int, trace_dir: Path | None) -> None:
+    def __init__(self, case: Case, seed: int, trace_dir: Path | None, log_dir: Path) -> None:
         self.case = case
         self.seed = seed
         self.folder = trace_folder(case, trace_dir)
+        self.log_dir = log_dir
         self.run_id = ""
         self.rounds = self.bad = self.stuck = 0
         self.outcomes: Counter[str] = Counter()
@@ -108,7 +109,7 @@ def run_live(
     make_run: Callable[..., Any],
     *,
     name: str,
-    variant: str,
+    variant: str | None,
     setup: str | None,
     memory: str,
     rounds: int,
@@ -122,13 +123,12 @@ def run_live(
     as_json: bool,
 ) -> int:
     """Returns the exit status."""
-    if log_steps and log_dir is None:
-        raise UsageError("--log-steps says how much to log, and nothing says where\n  add:  --log-dir DIRECTORY")
     with quiet_if(as_json):
         scenario, source = load(name)
-        case = Case(scenario, source, variant, setup or next(iter(scenario.setups)), memory)
+        case = Case(scenario, source, variant or next(iter(scenario.variants)), setup or next(iter(scenario.setups)), memory)
+        log_dir = log_dir or trace_folder(case, trace_dir) / "logs"
         options = make_options(rounds=rounds, seed=seed, noise=noise, address=address, log_dir=log_dir, debug_steps=log_steps)
-        tally = Tally(case, seed, trace_dir)
+        tally = Tally(case, seed, trace_dir, log_dir)
         _play(make_run(case, options), tally, rounds)
     seconds = tally.seconds
     if as_json:
@@ -166,6 +166,7 @@ def _as_json(tally: Tally, seconds: float) -> dict[str, Any]:
         "claimed": case.claimed,
         "as_claimed": tally.as_claimed,
         "run": tally.run_id,
+        "log_dir": str(tally.log_dir),
         "rounds": tally.rounds,
         "bad": tally.bad,
         "stuck": tally.stuck,
