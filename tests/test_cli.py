@@ -330,7 +330,6 @@ BAD_INPUT = {
     "unknown command": (["frobnicate"], "racevisor --help"),
     "no argument": (["replay"], "FILE"),
     "not a number": (["explore", "init_sipi", "--runs", "many"], "many"),
-    "run without variant": (["run", "init_sipi"], "--variant"),
 }
 
 
