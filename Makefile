@@ -30,6 +30,8 @@ setup: $(STAMP)
 demo: $(STAMP)
 	$(BIN)/racevisor explore init_sipi --variant before --setup plain
 	$(BIN)/racevisor run init_sipi --variant before --rounds $(ROUNDS)
+	@trace=`ls -t runs/init_sipi/before-plain-tso-live-*.trace 2>/dev/null | head -n 1`; \
+	  if [ -n "$$trace" ]; then echo "$(BIN)/racevisor replay $$trace"; $(BIN)/racevisor replay "$$trace" | head -n 3; fi
 	$(BIN)/racevisor run init_sipi --variant latch --rounds $(ROUNDS)
 
 test: $(STAMP)
