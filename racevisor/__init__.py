@@ -3,8 +3,23 @@
 from actors.thread import Thread
 from actors.vm import Vm
 from racevisor.monitor import Monitor, Violation
-from racevisor.scenario import Always, Never, Scenario, Setup, Sometimes, Variant
+from racevisor.scenario import Always, Claim, Never, Scenario, Setup, Sometimes, Variant
+from racevisor.step import Step
 
 __version__ = "0.1.0"
 
-__all__ = ["Always", "Monitor", "Never", "Scenario", "Setup", "Sometimes", "Thread", "Variant", "Violation", "Vm", "__version__"]
+__all__ = [
+    "Always",
+    "Claim",
+    "Monitor",
+    "Never",
+    "Scenario",
+    "Setup",
+    "Sometimes",
+    "Step",
+    "Thread",
+    "Variant",
+    "Violation",
+    "Vm",
+    "__version__",
+]

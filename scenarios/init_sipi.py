@@ -39,9 +39,7 @@ from actors.requests import (
 from actors.sync import TASK_INTERRUPTIBLE
 from actors.userspace import Userspace, kvm_arch_vcpu_ioctl_get_mpstate, kvm_arch_vcpu_ioctl_set_mpstate
 from actors.vcpu import RESET_CS_BASE, Vcpu, kvm_arch_interrupt_allowed
-from racevisor import Always, Monitor, Scenario, Setup, Sometimes, Variant, Violation, Vm
-from racevisor.scenario import Claim
-from racevisor.step import Step
+from racevisor import Always, Claim, Monitor, Scenario, Setup, Sometimes, Step, Variant, Violation, Vm
 
 
 # One blank line between functions from here to `fmt: on`, so that a version is seen on one screen.
