@@ -65,9 +65,16 @@ def show(name: str, variants: tuple[str, ...], source: bool, as_json: bool) -> N
 @click.option("--variant", "variants", multiple=True, metavar="V", help="Only this variant; may be repeated.")
 @click.option("--setup", "setups", multiple=True, metavar="S", help="Only this set-up; may be repeated.")
 @click.option("--memory", "memories", multiple=True, metavar="M", help="Only this memory model (sc, tso, pso); may be repeated.")
-@click.option("--strategy", default="states", show_default=True, help="states and dpor are exhaustive, random is not.")
-@click.option("--runs", type=click.IntRange(1), help="At most this many executions a cell.  [default: no bound; random: 1000]")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random strategy.")
+@click.option(
+    "--strategy",
+    default="states",
+    show_default=True,
+    help="states and dpor are exhaustive; random is not; audit is random, and runs every schedule again, twice.",
+)
+@click.option(
+    "--runs", type=click.IntRange(1), help="At most this many executions a cell.  [default: no bound; random: 1000; audit: 100]"
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of random and audit.")
 @click.option("--jobs", type=click.IntRange(1), help="Processes.  [default: one per CPU]")
 @click.option("--max-steps", type=click.IntRange(1), help="Step bound of one execution.  [default: the scenario's]")
 @_trace_dir

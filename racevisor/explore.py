@@ -19,7 +19,9 @@ from racevisor.strategies.random_walk import RandomWalk
 from racevisor.strategies.states import StatefulSearch
 from racevisor.world import Execution
 
-STRATEGIES = ("states", "dpor", "random")
+STRATEGIES = ("states", "dpor", "random", "audit")
+
+EXHAUSTIVE = ("states", "dpor")
 
 
 @dataclass
@@ -89,7 +91,7 @@ class _Recorder(Calls):
         return getattr(self.inner, name)  # type: ignore[no-any-return]
 
 
-def _strategy(name: str, seed: int, runs: int | None) -> Any:
+def _strategy(name: str, case: Case, seed: int, runs: int | None) -> Any:
     if name == "states":
         return StatefulSearch()
     if name == "dpor":
@@ -98,6 +100,10 @@ def _strategy(name: str, seed: int, runs: int | None) -> Any:
         return SourceDpor()
     if name == "random":
         return RandomWalk(seed, runs or 1000)
+    if name == "audit":
+        from racevisor.strategies.audit import Audit
+
+        return Audit(RandomWalk(seed, runs or 100), case.world)
     raise UsageError(f"there is no strategy {name!r}\n  strategies: {', '.join(STRATEGIES)}")
 
 
@@ -117,7 +123,7 @@ def explore_case(
     met a bad and a good execution has settled on Sometimes and stops there, unless it is asked to go on `to_the_end`.
     """
     started = time.perf_counter()
-    picker = _strategy(strategy, seed, runs)
+    picker = _strategy(strategy, case, seed, runs)
     world = case.world(max_steps=max_steps, automata=strategy == "states")
     recorder = world.vm.calls = _Recorder(world.vm.calls)
     complete = bad = bounded = run = 0
@@ -139,7 +145,7 @@ def explore_case(
             elif execution.status == "bounded":
                 bounded += 1
             run += 1
-            settled = bad > 0 and good_witness is not None and not to_the_end and strategy != "random"
+            settled = bad > 0 and good_witness is not None and not to_the_end and strategy in EXHAUSTIVE
             if settled or not picker.end(execution):
                 break
             if (runs is not None and run >= runs) or (should_stop is not None and should_stop(run)):
@@ -152,7 +158,7 @@ def explore_case(
         verdict, bound = "exhausted", "every reachable state" if strategy == "states" else "one execution per Mazurkiewicz trace"
     elif settled:
         verdict, bound = "bound reached", "stopped at the first bad and the first good execution, which settle it"
-    elif bounded and not stopped and strategy != "random":
+    elif bounded and not stopped and strategy in EXHAUSTIVE:
         verdict, bound = "bound reached", f"{bounded} executions were cut at {world.max_steps} steps"
     else:
         verdict, bound = "budget spent", f"{run} executions"
