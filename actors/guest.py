@@ -14,8 +14,10 @@ from actors.actor import Actor, Cell
 from actors.ops import READ_ONCE, WRITE_ONCE, Op, smp_mb, xchg
 
 APIC_DM_FIXED, APIC_DM_NMI, APIC_DM_INIT, APIC_DM_STARTUP = 0, 4, 5, 6
-#: ICR destination shorthand "all excluding self"
-APIC_DEST_ALLBUT = 3
+#: ICR destination shorthands: none, self, all including self, all excluding self
+APIC_DEST_NOSHORT, APIC_DEST_SELF, APIC_DEST_ALLINC, APIC_DEST_ALLBUT = 0, 1, 2, 3
+#: the physical destination that every xAPIC takes for its own
+APIC_BROADCAST = 0xFF
 
 GuestProgram = Callable[["GuestCpu"], Coroutine["Insn", Any, Any]]
 
@@ -135,15 +137,15 @@ class GuestContext:
         self.stack: list[tuple[Coroutine[Insn, Any, Any], list[Any]]] = []
         self.insn: Insn | None = None
 
-    def start(self, program: GuestProgram) -> None:
-        """Begin a program afresh: what a reset does to whatever ran before."""
+    def start(self, program: GuestProgram, cs_base: int) -> None:
+        """Begin the program at `cs_base` afresh: what a reset does to whatever ran before."""
         self.close()
-        self.interrupt(program)
+        self.interrupt(program, f"{cs_base:#x}")
 
-    def interrupt(self, handler: GuestProgram) -> None:
-        """Run `handler`, then go on where the guest was; the instruction at RIP is fetched again later."""
+    def interrupt(self, handler: GuestProgram, which: str) -> None:
+        """Run `handler`, then go on where the guest was; `which` tells it from the vCPU's other programs."""
         pending, self.insn = self.insn, None
-        self.stack.append((handler(self.cpu), [getattr(handler, "__name__", "program"), pending]))
+        self.stack.append((handler(self.cpu), [which, pending]))
 
     def fetch(self) -> Insn:
         """The instruction at RIP; it stays there until `retire`."""
@@ -173,6 +175,7 @@ class GuestContext:
                 if len(self.stack) == 1:
                     self.insn = Insn("hlt")  # a program that ends halts, as a careful kernel's last loop does
                     self.stack[0] = (halt(self.cpu), ["end", None])
+                    result = None
                     continue
                 self.stack.pop()
                 if trail[1] is not None:  # IRET: the interrupted instruction is at RIP again

@@ -10,7 +10,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from actors.actor import Actor
-from actors.guest import APIC_DEST_ALLBUT, APIC_DM_FIXED, APIC_DM_INIT, APIC_DM_NMI, APIC_DM_STARTUP
+from actors.guest import (
+    APIC_BROADCAST,
+    APIC_DEST_ALLBUT,
+    APIC_DEST_ALLINC,
+    APIC_DEST_NOSHORT,
+    APIC_DEST_SELF,
+    APIC_DM_FIXED,
+    APIC_DM_INIT,
+    APIC_DM_NMI,
+    APIC_DM_STARTUP,
+)
 from actors.ops import READ_ONCE, WRITE_ONCE, atomic_fetch_add, clear_bit, set_bit, smp_rmb, smp_wmb, test_and_set_bit, xchg
 from actors.requests import (
     KVM_MP_STATE_INIT_RECEIVED,
@@ -51,8 +61,13 @@ async def apic_send_ipi(me: Vcpu, dest: int, mode: int, vector: int, level: bool
     """Deliver the IPI that an ICR write asks for.  [lapic.c apic_send_ipi, irq_comm.c kvm_irq_delivery_to_apic]"""
     await WRITE_ONCE(me.apic.icr, vector | mode << 8)
     for vcpu in me.vm.vcpus:
-        match = vcpu is not me if shorthand == APIC_DEST_ALLBUT else vcpu.id == dest
-        if match:
+        match = {
+            APIC_DEST_NOSHORT: dest in (vcpu.id, APIC_BROADCAST),
+            APIC_DEST_SELF: vcpu is me,
+            APIC_DEST_ALLINC: True,
+            APIC_DEST_ALLBUT: vcpu is not me,
+        }
+        if match[shorthand]:
             await me.vm.calls.apic_accept_irq(me, vcpu.apic, mode, vector, level, False)
 
 
@@ -77,6 +92,11 @@ async def apic_accept_irq(me: Actor, apic: Lapic, mode: int, vector: int, level:
 
 async def apic_dm_fixed(me: Actor, apic: Lapic, vector: int, trig_mode: bool) -> int:
     """case APIC_DM_FIXED: TMR before IRR, so that whoever sees the interrupt knows its trigger mode.  [a5d36f82c4f3]"""
+    if vector >> 5 not in apic.irr:
+        raise ValueError(
+            f"{me.name} sends vector {vector:#x} to {apic.name}, whose machine was made without it\n"
+            f"  name every vector that may be sent:  vm.add_vcpus(n, vectors=({vector:#x},))"
+        )
     if trig_mode:
         await set_bit(vector & 31, apic.tmr[vector >> 5])
     else:

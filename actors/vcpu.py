@@ -200,7 +200,7 @@ async def load_regs(vcpu: Vcpu) -> None:
         if generation:
             vcpu.if_flag = False  # a reset clears it; at the start it is what the scenario says
         vcpu.generation = generation
-        vcpu.guest.start(vcpu.programs.get(cs_base, halt))
+        vcpu.guest.start(vcpu.programs.get(cs_base, halt), cs_base)
         vcpu.queued_vector, vcpu.nmi_pending, vcpu.nmi_queued_inject, vcpu.irq_window = -1, 0, False, False
 
 
@@ -233,7 +233,9 @@ async def vcpu_enter_guest(vcpu: Vcpu) -> int:
     if await READ_ONCE(vcpu.mode) == EXITING_GUEST_MODE or await READ_ONCE(vcpu.requests) or await READ_ONCE(vcpu.sigpending):
         await WRITE_ONCE(vcpu.mode, OUTSIDE_GUEST_MODE)
         await vcpu.pcpu.local_irq_enable()
-        return 1  # cancel_injection(): what was queued is injected next time
+        if vcpu.queued_vector >= 0 or vcpu.nmi_queued_inject:
+            await kvm_make_request(KVM_REQ_EVENT, vcpu)  # cancel_injection(): what was queued is injected next time
+        return 1
     await load_regs(vcpu)
     insn = None
     if not await vcpu.pcpu.vm_enter() & IPI_PENDING:
@@ -276,10 +278,10 @@ async def run_guest(vcpu: Vcpu) -> Insn | None:
     guest = vcpu.guest
     if vcpu.nmi_queued_inject:
         vcpu.nmi_queued_inject = False
-        guest.interrupt(nmi_handler)
+        guest.interrupt(nmi_handler, "nmi")
     elif vcpu.queued_vector >= 0:
         vcpu.queued_vector = -1
-        guest.interrupt(vcpu.irq_handler)
+        guest.interrupt(vcpu.irq_handler, "irq")
     while True:
         if await vcpu.pcpu.interrupt_window() & IPI_PENDING:
             return None

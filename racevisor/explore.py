@@ -154,7 +154,9 @@ def explore_case(
     finally:
         world.close()
     exhausted = getattr(picker, "exhausted", False)
-    if exhausted:
+    if exhausted and not complete:
+        verdict, bound = "bound reached", "no execution ends, all run for ever; what must not be left undone was not judged"
+    elif exhausted:
         verdict, bound = "exhausted", "every reachable state" if strategy == "states" else "one execution per Mazurkiewicz trace"
     elif settled:
         verdict, bound = "bound reached", "stopped at the first bad and the first good execution, which settle it"

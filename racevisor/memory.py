@@ -6,6 +6,7 @@
 | tso | x86: one FIFO of posted stores per thread; own loads forward from it; every locked RMW and full barrier drains it |
 | pso | one FIFO per thread and cell; smp_wmb() and release order them; set_bit() and clear_bit() are unordered |
 
+Under pso an unordered set_bit may pass older stores to other cells, but no later store of the thread passes it, nor a release.
 None of them reorders loads, so smp_rmb() orders nothing here, and a failed cmpxchg counts as a full barrier (Linux promises
 none).  pso allows all that tso allows, tso all that sc allows.  The World and the live hosts use the same rules.
 """

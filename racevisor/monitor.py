@@ -52,4 +52,4 @@ class Monitor(ABC):
 
     def state(self) -> tuple[Any, ...]:
         """The ghost state, as part of the World's fingerprint."""
-        return tuple(self.ghost.values())
+        return tuple(sorted(self.ghost.items()))

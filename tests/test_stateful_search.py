@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from programs import by_brute_force, search, world
 
 from actors.actor import Cell
-from actors.ops import READ_ONCE, WRITE_ONCE, await_eq, choose
+from actors.ops import READ_ONCE, WRITE_ONCE, await_eq, choose, cmpxchg, smp_mb
 from actors.thread import Thread
 from actors.vm import Vm
 from racevisor.memory import MODELS
@@ -25,12 +25,36 @@ def by_states(of: World) -> Any:
     return found
 
 
-ACCESSES = ("x=1", "x=2", "y=1", "y=2", "x:=1", "y:=2", "r0=x", "r1=y", "r2=x", "x+=1", "y+=2", "x<>3", "x?0>4", "y?1>5", "x@1")
-OTHERS = ("y@2", "mb", "wmb", "lock", "unlock", "x==1", "y==2", "x==1>0", "choose", "ipi", "cli", "sti")
-WORDS = st.sampled_from((*ACCESSES, *OTHERS))
-THREADS = st.lists(st.lists(WORDS, min_size=1, max_size=3), min_size=2, max_size=3).filter(
-    lambda threads: sum(map(len, threads)) <= 7
+ACCESSES = ("x=1", "x=2", "y=1", "y=2", "x:=1", "y:=2", "r0=x", "r1=y", "r2=x", "x+=1", "y+=2", "x<>3", "x?0>4", "x@1")
+OTHERS = (
+    "w=1",
+    "w=2",
+    "r3=w",
+    "z+=1",
+    "r4=z",
+    "y@2",
+    "mb",
+    "wmb",
+    "lock",
+    "unlock",
+    "x==1",
+    "y==2",
+    "x==1>0",
+    "choose",
+    "ipi",
+    "cli",
+    "sti",
 )
+WORDS = st.sampled_from((*ACCESSES, *OTHERS))
+
+
+def steps(threads: list[list[str]]) -> int:
+    """How many steps brute force has to order, with store buffers: a store is two."""
+    stores = ("w=", "x=", "y=", "x:=", "y:=")
+    return sum(1 + (word.startswith(stores) and "==" not in word) for words in threads for word in words)
+
+
+THREADS = st.lists(st.lists(WORDS, min_size=1, max_size=3), min_size=2, max_size=3).filter(lambda threads: steps(threads) <= 8)
 
 
 @settings(max_examples=100, deadline=None)
@@ -107,6 +131,105 @@ def test_a_program_that_never_ends_has_finitely_many_states_once_its_loops_say_c
     assert search_.states < 200
 
 
+def test_a_loop_that_a_choice_can_leave_is_no_busy_loop() -> None:
+    for goes_on in (0, 1):
+        vm = Vm()
+        m: Any = vm.guest_memory(x=0)
+
+        async def body(me: Any, goes_on: int = goes_on, m: Any = m) -> None:
+            while True:
+                me.checkpoint("again")
+                await READ_ONCE(m.x)
+                if await choose(2) != goes_on:
+                    return
+
+        Thread(vm, "P0", body, seen=())
+        found = by_states(World(vm, "sc", automata=True))
+        assert found.violations == set()
+
+
+def test_a_loop_that_nothing_can_leave_is_found_under_every_memory_model() -> None:
+    for memory in MODELS:
+        vm = Vm()
+        m: Any = vm.guest_memory(x=0)
+
+        async def body(me: Any, m: Any = m) -> None:
+            while True:
+                me.checkpoint("again")
+                await WRITE_ONCE(m.x, 1)
+                await smp_mb()
+
+        async def other(_me: Any, m: Any = m) -> None:
+            await READ_ONCE(m.x)
+
+        Thread(vm, "P0", body, seen=())
+        Thread(vm, "P1", other, seen=())
+        found = by_states(World(vm, memory, automata=True))
+        assert found.violations == {"P0 never blocks and never ends, and nothing else can move: a busy loop"}
+
+
+class Marks(Monitor):
+    """Ghost keys that appear as the run goes: two different memories are two states."""
+
+    check = "marks"
+
+    def on_step(self, step: Step) -> Violation | None:
+        assert step.cell is not None
+        self.ghost[step.cell.name] = 1
+        return Violation(self.check, "x only") if step.cell.name == "z" and "y" not in self.ghost else None
+
+
+def test_ghost_states_with_different_keys_are_different() -> None:
+    def make(vm: Vm) -> list[Monitor]:
+        m: Any = vm.memory
+        return [Marks([m.x, m.y, m.z])]
+
+    vm = Vm()
+    m: Any = vm.guest_memory(x=0, y=0, z=0)
+
+    async def body(me: Any) -> None:
+        await WRITE_ONCE(m.x if await choose(2) else m.y, 0)
+        me.checkpoint("there")
+        await WRITE_ONCE(m.z, 1)
+
+    async def look(_me: Any) -> None:
+        await READ_ONCE(m.z)
+
+    Thread(vm, "P0", body, seen=())
+    Thread(vm, "P1", look, seen=())
+    of = World(vm, "sc", monitors=make(vm), automata=True)
+    found = by_states(of)
+    assert found.violations == {"x only"}
+    assert found.ends
+
+
+def test_a_waiter_on_a_cell_that_another_thread_leaps_over_is_woken() -> None:
+    """D and B keep each other busy so long that the search learns late that B waits for what A stores."""
+    vm = Vm()
+    m: Any = vm.guest_memory(g=0, c=0, k=0)
+
+    async def a(_me: Any) -> None:
+        await await_eq(m.g, 1)
+        await WRITE_ONCE(m.c, 1)
+
+    async def e(_me: Any) -> None:
+        await WRITE_ONCE(m.g, 1)
+
+    def spar(n: int, then_wait: bool) -> Any:
+        async def body(_me: Any) -> None:
+            for i in range(4):
+                if await cmpxchg(m.k, 2 * i + n, 2 * i + n + 1) != 2 * i + n:
+                    return
+            if then_wait:
+                await await_eq(m.c, 1)
+
+        return body
+
+    for name, body in (("A", a), ("E", e), ("B", spar(1, True)), ("D", spar(0, False))):
+        Thread(vm, name, body, seen=())
+    assert {end.blocked for end in by_states(World(vm, "sc", automata=True)).ends} == {()}
+
+
 def test_a_data_choice_is_explored_for_every_answer() -> None:
     vm = Vm()
 
@@ -130,7 +253,7 @@ def test_a_value_that_cannot_be_hashed_is_reported_with_its_thread() -> None:
     async def body(_me: Any) -> None:
         await READ_ONCE(m.box)
 
-    Thread(vm, "P0", body)
+    Thread(vm, "P0", body, seen=())
     of = World(vm, "sc", automata=True)
     with pytest.raises(TypeError, match=r"P0 was given \[\], which cannot be hashed"):
         by_states(of)
@@ -151,7 +274,7 @@ def test_a_step_bound_is_never_taken_for_a_complete_search() -> None:
         await await_eq(m.x, -1)
 
     Thread(vm, "P0", count)
-    Thread(vm, "P1", wait)
+    Thread(vm, "P1", wait, seen=())
     strategy = StatefulSearch()
     search(World(vm, "sc", max_steps=60, automata=True), strategy)
     assert strategy.bounded

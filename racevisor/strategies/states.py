@@ -1,11 +1,12 @@
 """Stateful search: every reachable state once, each state recognised by its fingerprint.
 
-Three reductions, all exact for end states and for checks that declare the cells they watch:
+Three reductions, all exact for end states and for whether some check fails (an execution stops at its first violation, so of
+several checks that fail independently only one may be seen):
 
 * **private first**: a head on a cell that only its own thread ever touches commutes with everything, so it is taken alone
   (an ample set of one; Peled, CAV 1993).  Which cells are private is found out: a run starts by believing it of every cell
   that is not watched; the first time a second thread touches a believed-private cell, the search starts again knowing better.
-  A chain of 500 private steps is broken by a full expansion, so that no cycle hides the other threads for ever.
+  A chain of 1,000 private steps is broken by a full expansion, so that no cycle hides the other threads for ever.
 * **sleep sets** with state matching (Godefroid, LNCS 1032, section 5.2): of two commuting heads one order is enough.
 * a state already expanded is not expanded again, except for what then slept.
 
@@ -23,7 +24,7 @@ from racevisor.step import CHOICE, IPI, THREAD
 from racevisor.world import Channel, Execution, Leap, Snapshot, Thread, World, alone, livelock
 
 Sleep = dict[Channel, tuple[int, bool]]
-_CHAIN = 500  # private steps in a row before the other threads are looked at
+_CHAIN = 1_000  # private steps in a row before the other threads are looked at; steps of an execution that only learns
 _LEARN = 64  # random executions first: they learn which cells are shared, and often meet a bad one
 _SHARED = -2
 _OF_THREAD = (THREAD, CHOICE)
@@ -73,7 +74,7 @@ class StatefulSearch:
         if not self.domains:
             self.domains = domains(world)
         self.world = world
-        self.chain = 0
+        self.chain = len(world.steps)
         self.alone: set[Any] = set()  # the states since only one thread has been able to move
         self.learning = Random(f"learn:{run}").random if run < _LEARN else None
         self.next = self.frames[-1].todo.pop() if self.frames else None
@@ -81,6 +82,8 @@ class StatefulSearch:
 
     def pick(self, movable: list[Channel]) -> Channel | None:
         if self.learning is not None:
+            if len(self.world.steps) > _CHAIN:
+                return None
             channel = movable[int(self.learning() * len(movable))]
             self._touch(channel)
             self.again = False
@@ -89,7 +92,7 @@ class StatefulSearch:
             channel, self.next = self.next, None
             self._leave(channel, self.frames[-1])
             return channel
-        while self.chain < _CHAIN:
+        while len(self.world.steps) - self.chain < _CHAIN:
             for channel in movable:
                 if self._private(channel):
                     break
@@ -98,12 +101,11 @@ class StatefulSearch:
             if channel in self.sleep:
                 self.blocked += 1
                 return None
-            self.chain += 1
             if channel.kind == IPI or not self._leap(channel.thread):
                 return channel
             if not movable:
                 return None
-        self.chain = 0
+        self.chain = len(self.world.steps)
         return self._expand(movable)
 
     def end(self, execution: Execution) -> bool:
