@@ -30,12 +30,12 @@ def machine(vcpus: int) -> World:
     vm.add_vcpus(vcpus)
 
     async def sender(cpu: Any) -> None:
-        for _ in range(20):
+        for _ in range(60):
             await cpu.write_icr(1, APIC_DM_INIT)
             await cpu.write_icr(1, APIC_DM_STARTUP, 9)
 
     vm.vcpus[0].programs[0] = sender
-    return World(vm, "tso")
+    return World(vm, "tso", max_steps=1_000_000)
 
 
 def seconds(work: Callable[[], int]) -> float:
