@@ -130,7 +130,7 @@ def save(trace: Trace, path: Path) -> None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
         raise TraceError(
-            f"cannot write trace {path}: {error.strerror or error}\n  another folder:  --trace-dir /tmp/traces"
+            f"cannot write trace {path}: {error.strerror or error}\n  another folder:  --trace-dir DIRECTORY"
         ) from error
 
 
