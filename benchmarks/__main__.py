@@ -30,7 +30,7 @@ def machine(vcpus: int) -> World:
     vm.add_vcpus(vcpus)
 
     async def sender(cpu: Any) -> None:
-        for _ in range(60):
+        for _ in range(300):
             await cpu.write_icr(1, APIC_DM_INIT)
             await cpu.write_icr(1, APIC_DM_STARTUP, 9)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from actors.actor import Cell
@@ -39,7 +40,7 @@ class Step:
         self.after = after
         self.result = result
         self.posted = posted
-        self.notes: list[tuple[str, dict[str, Any]]] = []
+        self.notes: Sequence[tuple[str, dict[str, Any]]] = ()
         self.function = ""
 
     @property
