@@ -119,8 +119,3 @@ class Vm:
             cell.value = cell.init
             if cell.waiters:
                 cell.waiters.clear()
-
-    @property
-    def pcpu_names(self) -> list[str]:
-        """Names of the physical CPUs, the targets of IPIs."""
-        return [vcpu.pcpu.name for vcpu in self.vcpus]

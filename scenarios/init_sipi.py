@@ -357,6 +357,13 @@ class Check(Monitor):
         if step.op.fn == "vm_enter" and step.after & IN_GUEST and state in (1, KVM_MP_STATE_INIT_RECEIVED):
             yield Violation(self.check, f"{self.vcpu.name} enters the guest in {MP_STATE_NAMES[state]}", (step.n,))
 
+    def no_interrupt_in_wfs(self, step: Step) -> Iterator[Violation]:
+        """A vCPU that waits for SIPI takes no fixed interrupt into service.  mp_state is read as above."""
+        if len(step.after) > len(step.before) and self.vcpu.mp_state.value in (1, KVM_MP_STATE_INIT_RECEIVED):
+            yield Violation(
+                self.check, f"{self.vcpu.name} accepts interrupt {step.after[-1]:#x} while it waits for SIPI", (step.n,)
+            )
+
 
 class InitSipi(Scenario):
     """INIT and SIPI to a vCPU that is about to halt."""
@@ -450,6 +457,7 @@ class InitSipi(Scenario):
             Check("I-I3", Check.sipi_not_eaten, v, events),
             Check("I-I4", Check.vector_fresh, v, inits, vector, sent=(OLD,) if vector.init == OLD else ()),
             Check("I-I6", Check.no_guest_code_in_wfs, v, v.pcpu.cpu),
+            Check("I-I6", Check.no_interrupt_in_wfs, v, v.apic.isr),
         ]
         return [*found, Check("I-I5", Check.bsp_never_waits, v, mp_state)] if v.is_bsp else found
 

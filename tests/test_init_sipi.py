@@ -2,6 +2,11 @@
 
 import pytest
 
+from actors.lapic import kvm_get_apic_interrupt
+from actors.ops import READ_ONCE, WRITE_ONCE
+from actors.requests import KVM_MP_STATE_INIT_RECEIVED
+from actors.vcpu import RESET_CS_BASE, Vcpu
+from racevisor import Variant
 from racevisor.explore import Verdict, cases, explore, explore_case
 from racevisor.memory import MODELS
 from racevisor.scenario import Case
@@ -65,6 +70,32 @@ def test_an_unhalting_vcpu_overwrites_its_init_before_the_patch() -> None:
         for n, (channel, label) in enumerate(verdict.witness.schedule)
         if channel == "vcpu1"
     )
+
+
+@pytest.mark.parametrize("check", ["enters the guest", "accepts interrupt"])
+def test_a_vcpu_that_goes_on_while_it_waits_for_sipi_is_caught(check: str) -> None:
+    """I-I6 holds in every claimed variant, so here is one that breaks it: INIT is accepted, and the entry goes on.
+
+    The reset asks for no KVM_REQ_EVENT here: the one that the kernel's asks for would stop the entry at its last check.
+    """
+    case = one("latch", "init_only" if check == "enters the guest" else "irq")
+
+    async def goes_on(vcpu: Vcpu) -> bool:
+        await vcpu.vm.calls.kvm_apic_accept_events(vcpu, vcpu)
+        if check == "accepts interrupt" and await READ_ONCE(vcpu.mp_state) == KVM_MP_STATE_INIT_RECEIVED:
+            await kvm_get_apic_interrupt(vcpu.apic, 0xEC)
+        return True
+
+    async def quiet_reset(vcpu: Vcpu) -> None:
+        generation, _ = await READ_ONCE(vcpu.regs)
+        await WRITE_ONCE(vcpu.regs, (generation + 1, RESET_CS_BASE))
+
+    replaced = {"vcpu_enter_guest_event": goes_on, "kvm_vcpu_reset": quiet_reset}
+    case.variant = Variant("no look at mp_state after accept_events", replaced)
+    verdict = explore_case(case)
+    assert verdict.witness is not None
+    assert [v.check for v in verdict.witness.violations] == ["I-I6"]
+    assert check in verdict.witness.violations[0].text
 
 
 def test_x86_hides_the_missing_write_barrier_of_the_sipi() -> None:

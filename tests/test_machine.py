@@ -16,7 +16,7 @@ from actors.guest import (
     GuestProgram,
 )
 from actors.lapic import apic_accept_irq
-from actors.ops import choose
+from actors.ops import WRITE_ONCE, choose
 from actors.requests import KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_UNINITIALIZED
 from actors.thread import Thread
 from actors.vm import Vm
@@ -164,3 +164,40 @@ def test_a_vector_that_the_machine_was_made_without_is_named() -> None:
     with pytest.raises(ValueError, match=r"vcpu0 sends vector 0x41 .*\n.*vectors=\(0x41,\)"):
         world.run(RandomWalk(0, 1))
     world.close()
+
+
+@pytest.mark.parametrize(("fenced", "both_zero"), [(False, True), (True, False)])
+def test_guest_stores_wait_in_the_store_buffer_until_mfence(fenced: bool, both_zero: bool) -> None:
+    """SB on two vCPUs: what hardware does to a guest that forgets the fence."""
+    vm = machine(nothing, nothing, x=0, y=0, r0=-1, r1=-1)
+    m: Any = vm.memory
+
+    def program(mine: Any, other: Any, register: Any) -> GuestProgram:
+        async def run(cpu: GuestCpu) -> None:
+            await cpu.store(mine, 1)
+            if fenced:
+                await cpu.mfence()
+            await cpu.store(register, await cpu.load(other))
+
+        return run
+
+    vm.vcpus[0].programs[0] = program(m.x, m.y, m.r0)
+    vm.vcpus[1].programs[0] = program(m.y, m.x, m.r1)
+    found = ends(World(vm, "tso", automata=True), lambda vm: (vm.memory.r0.value, vm.memory.r1.value))
+    assert ((0, 0) in found) is both_zero
+    assert {(0, 1), (1, 0), (1, 1)} <= found
+
+
+def test_a_bounded_spin_gives_up_and_says_so() -> None:
+    vm = machine(nothing, x=0, seen=-1)
+    m: Any = vm.memory
+
+    async def spin(cpu: GuestCpu) -> None:
+        await cpu.store(m.seen, int(await cpu.spin_until(m.x, 1, times=2)))
+
+    async def late(_me: Any) -> None:
+        await WRITE_ONCE(m.x, 1)
+
+    vm.vcpus[0].programs[0] = spin
+    Thread(vm, "other", late)
+    assert ends(World(vm, "sc", automata=True), lambda vm: vm.memory.seen.value) == {0, 1}

@@ -230,6 +230,11 @@ def test_a_waiter_on_a_cell_that_another_thread_leaps_over_is_woken() -> None:
     assert {end.blocked for end in by_states(World(vm, "sc", automata=True)).ends} == {()}
 
 
+@pytest.mark.parametrize("program", ["x=1 w=1 y==1 | r0=x y=1 y=2", "x=1 y=2 x==1>0 | x=1"])
+def test_a_thread_that_waits_while_its_own_stores_leap_is_woken_once(program: str) -> None:
+    assert by_states(world(program, "tso", automata=True)).ends == by_brute_force(world(program, "tso")).ends
+
+
 def test_a_data_choice_is_explored_for_every_answer() -> None:
     vm = Vm()
 

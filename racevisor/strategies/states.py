@@ -47,7 +47,6 @@ class StatefulSearch:
     def __init__(self) -> None:
         self.domains: list[tuple[int, bool]] = []
         self.owners: dict[int, int] = {}  # domain -> the one accessor seen so far, or _SHARED
-        self.restarts = 0
         self.blocked = 0
         self.bounded = False
         self.exhausted = False
@@ -118,7 +117,6 @@ class StatefulSearch:
         if execution.status == "bounded":
             self.bounded = True
         if self.again:
-            self.restarts += 1
             self._restart()
             return True
         while self.frames and not self.frames[-1].todo:
@@ -134,6 +132,8 @@ class StatefulSearch:
     def _leap(self, thread: Thread) -> bool:
         """Take the thread's next private steps as one remembered leap; False if the next one has to be a step of its own."""
         world = self.world
+        if self.sleep and (thread.channel in self.sleep or any(c in self.sleep for c in thread.flushes.values())):
+            return False  # a head that sleeps must not be moved along, for then its channel would sleep for the next head
         known, cells, indices = self.own_cells.get(thread, (0, [], set()))
         if known != len(self.owners):  # more cells have turned out to be this thread's own
             mine = thread.channel.number
