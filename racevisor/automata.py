@@ -62,6 +62,9 @@ class Automata:
         coroutine, at = self._live.get(thread, (None, -2))
         if before < 0 or at != before:
             coroutine = self._drive(thread, before)
+        elif before >= 0:  # restore_private_state may have set the attributes of another state
+            for name, known in zip(actor.state, self.private[before], strict=True):
+                setattr(actor, name, known)
         actor.checkpoint_seen = None
         op = resume(actor, coroutine.send, value)
         seen: tuple[Any, ...] | None = actor.checkpoint_seen
@@ -101,8 +104,6 @@ class Automata:
         for thread in threads:
             for name, value in zip(thread.actor.state, self.private[thread.history], strict=True):
                 setattr(thread.actor, name, value)
-            # the coroutine no longer matches the attributes
-            self._forget(thread)
 
     def _forget(self, thread: Thread) -> None:
         live, _ = self._live.pop(thread, (None, 0))

@@ -85,6 +85,11 @@ class Execution:
 Leap = tuple[list[Step], list[tuple[Cell, Any]], int, StoreBuffer | None]
 
 
+#: What World.undo needs of a step besides the Step: its channel, its thread's local state before it, the posted store that
+#: reached memory and its place in the buffer, ghost states of the monitors that saw the step.
+Undo = tuple[Channel, int, Any, Any, Any]
+
+
 class Snapshot:
     """What World.rewind copies back."""
 

@@ -21,7 +21,7 @@ from heapq import merge
 from typing import Any, NamedTuple
 
 from actors.actor import Cell
-from actors.ops import AWAIT, Code, Op, Order
+from actors.ops import AWAIT, RMW, Code, Op, Order
 from racevisor.step import CHOICE, IPI, STORE_BUFFER, THREAD, Step
 from racevisor.world import Channel, Thread, World
 
@@ -34,8 +34,9 @@ class Access(NamedTuple):
     own: Thread | None
 
 
-#: An earlier step that could be overtaken, and whether the later one could then be the very first of the steps that stay.
-Race = tuple[int, bool]
+#: A step that a later one could overtake; whether the later one could then be the very first of the steps that stay; and the
+#: steps that happen before the later one, a bitmask, the earlier one and what follows it not always left out.
+Race = tuple[int, bool, int]
 
 _NOTHING = Access(None, False, None)
 _ALL = 1 << 62  # an epoch after every other
@@ -72,6 +73,11 @@ def independent(a: Access, b: Access) -> bool:
     return not (a.writes or b.writes) or (a.own is not None and a.own is b.own)
 
 
+def process(channel: Channel) -> Channel:
+    """What the steps of a channel are ordered with: the answers of a choice are heads of their thread."""
+    return channel if channel.kind != CHOICE else channel.thread.channel
+
+
 class _Program:
     """What one thread has done so far, as numbers of steps."""
 
@@ -104,13 +110,25 @@ class HappensBefore:
             tuple(watched[monitor] for monitor in dict.fromkeys(cell.watched)) or ([],) for cell in world.vm.cells
         ]
         self._journal: list[list[int]] = []
+        self.channels: list[Channel] = []
+        #: bitmasks of steps: by process (a thread with its choices, or another channel); by cell, all accesses and writes
+        self.steps_of: dict[Channel, int] = dict.fromkeys(world.channels.values(), 0)
+        self._touch = [0] * len(world.vm.cells)
+        self._write = [0] * len(world.vm.cells)
 
     def cut(self, length: int) -> None:
         """Forget the steps from number `length` on."""
+        keep = (1 << length) - 1
+        for n in range(length, len(self.past)):
+            self.steps_of[process(self.channels[n])] &= keep
+            cell = self.accesses[n].cell
+            if cell is not None:
+                self._touch[cell.index] &= keep
+                self._write[cell.index] &= keep
         journal = self._journal
         while journal and journal[-1][-1] >= length:
             journal.pop().pop()
-        for column in (self.past, self.full, self.accesses, self._before, self._epochs):
+        for column in (self.past, self.full, self.accesses, self.channels, self._before, self._epochs):
             del column[length:]
 
     def _note(self, where: list[int], n: int) -> None:
@@ -164,6 +182,10 @@ class HappensBefore:
         self._epochs.append(epoch)
         self._before.append(step.before)
         self.accesses.append(access)
+        self.channels.append(channel)
+        bit = 1 << n
+        who = channel if kind != CHOICE else thread.channel
+        self.steps_of[who] = self.steps_of.get(who, 0) | bit
         races: list[Race] = []
         cell = access.cell
         if cell is not None:
@@ -173,12 +195,45 @@ class HappensBefore:
                 races = self._overtaken(access, step.op, step.before, cause_and_effect, clock, earlier)
             else:
                 # No step of a race's past lies behind the earlier step: then the later one can come first.
-                races = [(e, clock < 2 << e) for e in earlier]
+                races = [(e, clock < 2 << e, clock) for e in earlier]
             for where in self._lists[cell.index]:
                 self._note(where, n)
+            self._touch[cell.index] |= bit
+            if access.writes:
+                self._write[cell.index] |= bit
         self.past.append(clock)
         full.append(clock | 1 << n)
         return races
+
+    def conflicting(self, access: Access) -> int:
+        """The steps so far that do not commute with a step of another channel that does `access`, as a bitmask."""
+        cell, writes, own = access
+        if cell is None:
+            return 0
+        if not cell.watched:
+            mask = self._touch[cell.index] if writes else self._write[cell.index]
+            if own is None:
+                return mask
+        else:
+            mask = (1 << len(self.accesses)) - 1
+        accesses = self.accesses
+        rest = mask
+        while rest:
+            low = rest & -rest
+            rest ^= low
+            if independent(accesses[low.bit_length() - 1], access):
+                mask ^= low
+        return mask
+
+    def overtaking(self, earlier: int, op: Op, access: Access) -> Access:
+        """What a step with `op` will touch if it comes right before the step `earlier`, in a race with which it did `access`.
+
+        Only an RMW is another thing then: whether it changes anything depends on the value it meets.
+        """
+        if access.own is not None or op.code != Code.RMW or self.accesses[earlier].cell is not access.cell:
+            return access
+        value = self._before[earlier]
+        return Access(access.cell, RMW[op.fn](value, op.a, op.b) != value, None)
 
     def _drained(self, thread: Thread, op: Op, epoch: int) -> int:
         """The stores of `thread` that had to reach memory before `op`: the other side of StoreBuffer.allows."""
@@ -255,7 +310,7 @@ class HappensBefore:
         accesses = self.accesses
         lists = self._lists[cell.index]
         going = may_go(value, op.a)
-        races = [(e, clock < 2 << e) for e in direct if accesses[e].cell is not cell or not accesses[e].writes]
+        races = [(e, clock < 2 << e, clock) for e in direct if accesses[e].cell is not cell or not accesses[e].writes]
         loads: list[tuple[int, Thread]] = []
         for e in reversed(lists[0]) if len(lists) == 1 else _merged(lists):
             touched, wrote, own = accesses[e]
@@ -271,11 +326,11 @@ class HappensBefore:
                 continue
             if going:
                 if e in direct:
-                    races.append((e, clock < 2 << e))
+                    races.append((e, clock < 2 << e, clock))
             elif not cause >> e & 1:
                 # Steps on the cell after this write stay behind it, except loads that were served from the store buffer.
                 stays = any(own is loader and not self.past[load] >> e & 1 for load, loader in loads)
-                races.append((e, cause < 1 << e and not stays))
+                races.append((e, cause < 1 << e and not stays, cause))
             break
         return races
 

@@ -72,6 +72,17 @@ class StoreBuffer:
         if self.entries:
             self.epoch += 1
 
+    def unpost(self, op: Op) -> None:
+        """Take back the latest `post`, of `op`."""
+        self.entries.pop()
+        if op.order == Order.RELEASE:
+            self.epoch -= 1
+
+    def unwmb(self) -> None:
+        """Take back a `wmb`; what was posted then is posted now."""
+        if self.entries:
+            self.epoch -= 1
+
     def forward(self, cell: Cell) -> Posted | None:
         """The youngest posted store to `cell`, from which an own load is served."""
         for entry in reversed(self.entries):

@@ -20,6 +20,7 @@ from racevisor.channel import Leap as Leap
 from racevisor.channel import Snapshot as Snapshot
 from racevisor.channel import Strategy as Strategy
 from racevisor.channel import Thread as Thread
+from racevisor.channel import Undo as Undo
 from racevisor.memory import StoreBuffer, buffer_name
 from racevisor.monitor import Monitor, Violation
 from racevisor.step import CHOICE, IPI, STORE_BUFFER, THREAD, Step
@@ -54,6 +55,7 @@ class World:
         self.steps: list[Step] = []
         self.violations: list[Violation] = []
         self.threads: list[Thread] = []
+        self.journal: list[Undo] | None = None  # what undo() needs of each step; a search that goes back asks for it
         self.flying: list[Channel] = []  # the IPI channels that were ever used
         vm.fingerprints = automata
         for actor in vm.actors:
@@ -123,6 +125,8 @@ class World:
             channel.queue = 0
         self.steps = []
         self.violations = []
+        if self.journal is not None:
+            self.journal = []
         for monitor in self.monitors:
             monitor.reset()
         for thread in self.threads:
@@ -173,6 +177,8 @@ class World:
         thread = channel.thread
         before = after = result = None
         posted = False
+        history = thread.history
+        entry = where = ghosts = None
         if kind == THREAD:
             op = thread.op
             assert op is not None
@@ -181,8 +187,8 @@ class World:
             if code == Code.LOAD:
                 assert cell is not None
                 buffer = thread.buffer
-                entry = buffer.forward(cell) if buffer is not None and buffer.entries else None
-                before = after = result = cell.value if entry is None else entry.value
+                own = buffer.forward(cell) if buffer is not None and buffer.entries else None
+                before = after = result = cell.value if own is None else own.value
             elif code == Code.STORE:
                 assert cell is not None
                 before = cell.value
@@ -212,7 +218,8 @@ class World:
         elif kind == STORE_BUFFER:
             assert thread.buffer is not None
             entry = thread.buffer.entries[0] if channel.payload is None else self._head(thread.buffer, channel.payload)
-            thread.buffer.entries.remove(entry)
+            where = thread.buffer.entries.index(entry)
+            del thread.buffer.entries[where]
             cell = entry.cell
             op = cell.load  # stands for the store that was posted; the words come from the cell and its new value
             before, after = cell.value, entry.value
@@ -241,6 +248,8 @@ class World:
                 if cell.waiters:
                     for waiter in cell.waiters[:]:
                         self._refresh(waiter)
+            if cell.watched and self.journal is not None:
+                ghosts = [(monitor, dict(monitor.ghost), dict(monitor.where)) for monitor in cell.watched]
             for monitor in cell.watched:
                 violation = monitor.on_step(step)
                 if violation is not None:
@@ -259,6 +268,8 @@ class World:
             self._refresh_buffer(thread)
             if thread.op is not None and thread.op.code != Code.CHOOSE:  # the heads of a choice are its answers
                 self._refresh(thread)
+        if self.journal is not None:
+            self.journal.append((channel, history, entry, where, ghosts))
         return step
 
     @staticmethod
@@ -364,6 +375,64 @@ class World:
             thread.op = self.automata.ops[history]
             if thread.op is not None:
                 self._arm(thread, thread.op)
+
+    def undo(self, depth: int) -> None:
+        """Take back the latest steps until `depth` are left; needs a journal, and a World made with automata=True.
+
+        It costs what the steps cost that are taken back, where `rewind` costs what the machine is large.
+        """
+        assert self.automata is not None
+        assert self.journal is not None
+        self.violations = []
+        steps, journal, ops = self.steps, self.journal, self.automata.ops
+        while len(steps) > depth:
+            step = steps.pop()
+            channel, history, entry, where, ghosts = journal.pop()
+            thread = channel.thread
+            kind = step.kind
+            cell = step.cell
+            if kind == THREAD or kind == CHOICE:
+                op = thread.op
+                if op is not None and op.code == Code.AWAIT:
+                    op.cell.waiters.remove(thread)  # type: ignore[union-attr]
+                elif thread.answers:
+                    for answer in thread.answers:
+                        self._disable(answer)
+                    thread.answers = []
+                thread.history = history
+                op = thread.op = ops[history]
+                assert op is not None
+                buffer = thread.buffer
+                if buffer is not None:
+                    if step.posted:
+                        buffer.unpost(op)
+                        self._refresh_buffer(thread)
+                    elif op.code == Code.FENCE and op.order == Order.WRITE:
+                        buffer.unwmb()
+                if op.code == Code.SEND:
+                    ipi = self.channels[f"{thread.actor.name}=>{op.a}"]
+                    ipi.queue -= 1
+                    if not ipi.queue:
+                        self._disable(ipi)
+            elif kind == STORE_BUFFER:
+                thread.buffer.entries.insert(where, entry)  # type: ignore[union-attr]
+                self._refresh_buffer(thread)
+            else:
+                channel.queue += 1
+                self._enable(channel)
+            if cell is not None and not step.posted and cell.value is not step.before:
+                if kind != THREAD or op.code != Code.LOAD:  # a load may have been served from the store buffer
+                    cell.value = step.before
+                    for waiter in cell.waiters:
+                        self._refresh(waiter)
+            if ghosts is not None:
+                for monitor, ghost, place in ghosts:
+                    monitor.ghost, monitor.where = ghost, place
+            if kind == STORE_BUFFER:
+                if thread.op is not None and thread.op.code != Code.CHOOSE:
+                    self._refresh(thread)
+            elif kind != IPI:
+                self._arm(thread, op)  # type: ignore[arg-type]
 
     def leap(
         self, thread: Thread, steps: list[Step], values: list[tuple[Cell, Any]], history: int, buffer: StoreBuffer | None

@@ -1,4 +1,4 @@
-"""Source-DPOR with sleep sets: one execution per Mazurkiewicz trace, plus some that are given up half way.
+"""Source-DPOR with sleep sets: one complete execution per Mazurkiewicz trace, plus some that are given up half way.
 
 Abdulla, Aronis, Jonsson, Sagonas: Source Sets: A Foundation for Optimal Dynamic Partial Order Reduction, JACM 64(4), 2017,
 algorithm 1.  Where this differs from the page:
@@ -13,71 +13,36 @@ algorithm 1.  Where this differs from the page:
 
 from __future__ import annotations
 
-from racevisor.dependence import Access, HappensBefore, access_of, independent
-from racevisor.errors import NotDeterministic
+from racevisor.dependence import HappensBefore
 from racevisor.step import CHOICE
-from racevisor.world import Channel, Execution, World
+from racevisor.strategies.dpor import Node, Sleep, Stateless, inherited
+from racevisor.world import Channel, World
 
-Sleep = dict[Channel, Access]
 
+class _Node(Node):
+    """With the heads that are to be moved here, those that were moved included."""
 
-class _Node:
-    """A state on the present path: the head that was moved there, those to be moved there, those that need not be."""
-
-    __slots__ = ("backtrack", "channel", "sleep")
+    __slots__ = ("backtrack",)
 
     def __init__(self, channel: Channel, sleep: Sleep) -> None:
-        self.channel = channel
+        super().__init__(channel, sleep)
         self.backtrack = [channel]
-        self.sleep = sleep
+
+    def left(self) -> int:
+        return sum(c not in self.sleep and c is not self.channel for c in self.backtrack)
 
 
-class SourceDpor:
-    """Exhaustive; `exhausted` is True once the tree is finished and no execution met the step bound.
+class SourceDpor(Stateless[_Node]):
+    """Cheaper per execution than the optimal search, and better where few executions block."""
 
-    `executions` counts the complete executions, `blocked` those that were given up because every movable head slept.
+    def enter(self, world: World) -> None:
+        self.order = HappensBefore(world)
 
-    A World stops at the first violation.  What the threads would have done next may race with what they did before, so by
-    default the search goes on to the end of such an execution for itself.  Without `past_violations` it does not: enough to
-    tell Never from Sometimes, but not to claim Always, nor that all outcomes were seen.
-    """
-
-    def __init__(self, *, past_violations: bool = True) -> None:
-        self.past_violations = past_violations
-        self.executions = 0
-        self.blocked = 0
-        self.bounded = False
-        self.exhausted = False
-        self.nodes: list[_Node] = []
-        self.world: World | None = None
-
-    # ---- the three verbs --------------------------------------------------------------------------------------------------
-
-    def begin(self, world: World, run: int) -> None:
-        """Start with the path whose last channel `end` has replaced."""
-        if self.world is None:
-            self.world = world
-            self.order = HappensBefore(world)
-        elif self.world is not world:
-            raise ValueError("a SourceDpor learns from one World; make another one for another World")
-        self.depth = 0
-        self.replayed = len(self.nodes)
-
-    def pick(self, movable: list[Channel]) -> Channel | None:
-        """The known path first, then the first head that does not sleep."""
-        depth = self.depth
-        self.depth = depth + 1
+    def plan(self, movable: list[Channel]) -> _Node | None:
+        """The first head that does not sleep."""
+        assert self.world is not None
         nodes = self.nodes
-        if depth < self.replayed:
-            channel = nodes[depth].channel
-            if channel.at < 0:
-                raise NotDeterministic(
-                    f"the search wants {channel.name} at step {depth}, where it could move in an execution with the same steps\n"
-                    "  now it cannot: an actor depends on something that is no cell and no private state\n"
-                    "  find the first difference:  Audit(RandomWalk(0, 100), case.world) in racevisor.strategies.audit"
-                )
-            return channel
-        sleep = self._inherited(nodes[-1]) if nodes else {}
+        sleep = inherited(nodes[-1].sleep, nodes[-1].channel, self.world.steps[-1]) if nodes else {}
         for channel in movable:
             if channel not in sleep:
                 node = _Node(channel, sleep)
@@ -85,78 +50,26 @@ class SourceDpor:
                     # No race leads from one answer to another.  One that a race has planned needs no such company: the others
                     # are taken where this choice was first come to, and races of their own bring them here.
                     node.backtrack += [c for c in channel.thread.answers if c is not channel]
-                nodes.append(node)
-                return channel
+                return node
         return None
 
-    def end(self, execution: Execution) -> bool:
-        """Look for races, plan their reversals, and step back to the deepest state where something is left to do."""
-        world = self.world
-        assert world is not None
-        status = execution.status
-        if status == "violated" and self.past_violations:
-            status = self._go_on(world, execution)
-        if status == "pruned":
-            self.blocked += 1
-        else:
-            self.executions += 1
-            self.bounded = self.bounded or status == "bounded"
-        self._find_races(world)
-        nodes = self.nodes
-        while nodes:
-            node = nodes[-1]
-            depth = len(nodes) - 1
-            node.sleep = {**node.sleep, node.channel: self.order.accesses[depth]}
-            self.order.cut(depth)
-            channel = next((c for c in node.backtrack if c not in node.sleep), None)
-            if channel is not None:
-                node.channel = channel
-                return True
-            nodes.pop()
-        self.exhausted = not self.bounded
-        return False
+    def leave(self, node: _Node, depth: int) -> Channel | None:
+        node.sleep = {**node.sleep, node.channel: self.order.accesses[depth]}
+        self.order.cut(depth)
+        return next((c for c in node.backtrack if c not in node.sleep), None)
 
-    # ---- inside -----------------------------------------------------------------------------------------------------------
-
-    def _inherited(self, node: _Node) -> Sleep:
-        """What slept before the last step and commutes with it sleeps on."""
-        sleep = node.sleep
-        if not sleep:
-            return sleep
-        assert self.world is not None
-        taken = node.channel
-        access = access_of(taken, self.world.steps[-1])
-        if taken.kind == CHOICE:
-            thread = taken.thread
-            return {c: a for c, a in sleep.items() if independent(a, access) and (c.kind != CHOICE or c.thread is not thread)}
-        if access.cell is None:
-            return sleep
-        return {c: a for c, a in sleep.items() if independent(a, access)}
-
-    def _go_on(self, world: World, execution: Execution) -> str:
-        """From a violation to the end, on copies: the execution that was judged keeps its steps and its violations."""
-        world.steps = execution.steps[:]
-        world.violations = []
-        while world.movable:
-            if len(world.steps) >= world.max_steps:
-                return "bounded"
-            channel = self.pick(world.movable)
-            if channel is None:
-                break  # the rest is known, and the execution itself is complete
-            world.step(channel)
-        return "violated"
-
-    def _find_races(self, world: World) -> None:
+    def learn(self, world: World) -> None:
+        """Plan the reversals of the races that are new."""
         order = self.order
         nodes = self.nodes
         steps = world.steps
         for n in range(len(order.past), len(nodes)):
             channel = nodes[n].channel
-            for earlier, first in order.extend(channel, steps[n]):
+            for earlier, first, _ in order.extend(channel, steps[n]):
                 self._reverse(earlier, n, channel, first)
         for thread in world.threads:
             if thread.op is not None and thread.channel.at < 0:
-                for earlier, first in order.blocked(thread):
+                for earlier, first, _ in order.blocked(thread):
                     self._reverse(earlier, len(nodes), thread.channel, first)
 
     def _reverse(self, earlier: int, later: int, channel: Channel, first: bool) -> None:
