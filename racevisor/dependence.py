@@ -16,8 +16,7 @@ served from the store buffer; after, from memory; the value is the same, and who
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from heapq import merge
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from actors.actor import Cell
@@ -38,7 +37,8 @@ class Access(NamedTuple):
 #: steps that happen before the later one, a bitmask, the earlier one and what follows it not always left out.
 Race = tuple[int, bool, int]
 
-_NOTHING = Access(None, False, None)
+NOTHING = Access(None, False, None)
+_AWAIT, _FENCE, _RMW, _SEND = Code.AWAIT, Code.FENCE, Code.RMW, Code.SEND  # looked up once: an enum's attribute is slow
 _ALL = 1 << 62  # an epoch after every other
 
 
@@ -46,7 +46,7 @@ def access_of(channel: Channel, step: Step) -> Access:
     """What a step that was taken touched."""
     cell = step.cell
     if cell is None or step.posted:
-        return _NOTHING
+        return NOTHING
     kind = step.kind
     if kind == STORE_BUFFER:
         return Access(cell, True, channel.thread)
@@ -81,10 +81,9 @@ def process(channel: Channel) -> Channel:
 class _Program:
     """What one thread has done so far, as numbers of steps."""
 
-    __slots__ = ("flushed", "posted", "sent", "steps")
+    __slots__ = ("flushed", "posted", "sent")
 
     def __init__(self) -> None:
-        self.steps: list[int] = []
         self.posted: dict[int, list[int]] = {}  # by cell (pso), or all under -1 (tso)
         self.flushed: list[int] = []
         self.sent: dict[str, list[int]] = {}  # by physical CPU
@@ -100,31 +99,27 @@ class HappensBefore:
         self.past: list[int] = []  # per step: the steps that happen before it
         self.full: list[int] = []  # the same and the step itself
         self.accesses: list[Access] = []
+        self.channels: list[Channel] = []
         self._before: list[Any] = []
         self._epochs: list[int] = []  # how many smp_wmb() and releases its thread had seen
         self._programs = {thread: _Program() for thread in world.threads}
         self._carried: dict[Channel, list[int]] = {}  # per store buffer or IPI channel
-        # Where the accesses of a cell are listed: one list for the cell, or the lists of all monitors that watch it.
-        watched: dict[Any, list[int]] = {monitor: [] for monitor in world.monitors}
-        self._lists: list[tuple[list[int], ...]] = [
-            tuple(watched[monitor] for monitor in dict.fromkeys(cell.watched)) or ([],) for cell in world.vm.cells
-        ]
-        self._journal: list[list[int]] = []
-        self.channels: list[Channel] = []
+        self._journal: list[list[int]] = []  # the lists that got a step, for cut
         #: bitmasks of steps: by process (a thread with its choices, or another channel); by cell, all accesses and writes
-        self.steps_of: dict[Channel, int] = dict.fromkeys(world.channels.values(), 0)
+        self.steps_of: dict[Channel, int] = {}
         self._touch = [0] * len(world.vm.cells)
         self._write = [0] * len(world.vm.cells)
+        self._judged = [_judged(cell) for cell in world.vm.cells]
 
     def cut(self, length: int) -> None:
         """Forget the steps from number `length` on."""
         keep = (1 << length) - 1
-        for n in range(length, len(self.past)):
-            self.steps_of[process(self.channels[n])] &= keep
-            cell = self.accesses[n].cell
+        steps_of, touch, write = self.steps_of, self._touch, self._write
+        for channel, (cell, _, _) in zip(self.channels[length:], self.accesses[length:], strict=True):
+            steps_of[channel if channel.kind != CHOICE else channel.thread.channel] &= keep
             if cell is not None:
-                self._touch[cell.index] &= keep
-                self._write[cell.index] &= keep
+                touch[cell.index] &= keep
+                write[cell.index] &= keep
         journal = self._journal
         while journal and journal[-1][-1] >= length:
             journal.pop().pop()
@@ -139,32 +134,34 @@ class HappensBefore:
 
     def extend(self, channel: Channel, step: Step) -> list[Race]:
         """Add the next step; returns the races in which it is the later step."""
-        n = len(self.past)
+        full = self.full
+        n = len(full)
         kind = step.kind
         thread = channel.thread
-        program = self._programs[thread]
-        full = self.full
-        epoch = 0
-        if kind in (THREAD, CHOICE):
-            steps = program.steps
-            clock = 0
-            if steps:
-                clock = full[steps[-1]]
-                epoch = self._epochs[steps[-1]]
+        steps_of = self.steps_of
+        who = channel if kind != CHOICE else thread.channel
+        earlier = steps_of.get(who, 0)
+        clock = epoch = 0
+        if kind == THREAD or kind == CHOICE:
+            if earlier:
+                last = earlier.bit_length() - 1
+                clock = full[last]
+                epoch = self._epochs[last]
+            op = step.op
             if thread.buffer is not None:
-                op = step.op
+                program = self._programs[thread]
                 if step.posted:
                     assert op.cell is not None
                     epoch += op.order == Order.RELEASE
                     self._note(program.posted.setdefault(op.cell.index if thread.buffer.per_cell else -1, []), n)
-                elif op.code == Code.FENCE and op.order == Order.WRITE:
+                elif op.code == _FENCE and op.order == Order.WRITE:
                     epoch += 1
                 else:
                     clock |= self._drained(thread, op, epoch)
-            if kind == THREAD and step.op.code == Code.SEND:
-                self._note(program.sent.setdefault(step.op.a, []), n)
-            self._note(steps, n)
+            if op.code == _SEND and kind == THREAD:
+                self._note(self._programs[thread].sent.setdefault(op.a, []), n)
         else:
+            program = self._programs[thread]
             carried = self._carried.setdefault(channel, [])
             if kind == IPI:
                 clock = full[program.sent[channel.payload][len(carried)]]
@@ -184,56 +181,30 @@ class HappensBefore:
         self.accesses.append(access)
         self.channels.append(channel)
         bit = 1 << n
-        who = channel if kind != CHOICE else thread.channel
-        self.steps_of[who] = self.steps_of.get(who, 0) | bit
+        steps_of[who] = earlier | bit
         races: list[Race] = []
-        cell = access.cell
+        cell, writes, _ = access
         if cell is not None:
-            cause_and_effect = clock
-            clock, earlier = self._conflicts(access, clock)
-            if step.op.code == Code.AWAIT and kind == THREAD:
-                races = self._overtaken(access, step.op, step.before, cause_and_effect, clock, earlier)
-            else:
+            effect = clock
+            direct = []
+            rivals = self.conflicting(access) & ~clock
+            while rivals:
+                e = rivals.bit_length() - 1
+                direct.append(e)
+                clock |= full[e]
+                rivals &= ~clock
+            if step.op.code == _AWAIT and kind == THREAD:
+                races = self._overtaken(access, step.op, step.before, effect, clock, direct)
+            elif direct:
                 # No step of a race's past lies behind the earlier step: then the later one can come first.
-                races = [(e, clock < 2 << e, clock) for e in earlier]
-            for where in self._lists[cell.index]:
-                self._note(where, n)
-            self._touch[cell.index] |= bit
-            if access.writes:
-                self._write[cell.index] |= bit
+                races = [(e, clock < 2 << e, clock) for e in direct]
+            index = cell.index
+            self._touch[index] |= bit
+            if writes:
+                self._write[index] |= bit
         self.past.append(clock)
-        full.append(clock | 1 << n)
+        full.append(clock | bit)
         return races
-
-    def conflicting(self, access: Access) -> int:
-        """The steps so far that do not commute with a step of another channel that does `access`, as a bitmask."""
-        cell, writes, own = access
-        if cell is None:
-            return 0
-        if not cell.watched:
-            mask = self._touch[cell.index] if writes else self._write[cell.index]
-            if own is None:
-                return mask
-        else:
-            mask = (1 << len(self.accesses)) - 1
-        accesses = self.accesses
-        rest = mask
-        while rest:
-            low = rest & -rest
-            rest ^= low
-            if independent(accesses[low.bit_length() - 1], access):
-                mask ^= low
-        return mask
-
-    def overtaking(self, earlier: int, op: Op, access: Access) -> Access:
-        """What a step with `op` will touch if it comes right before the step `earlier`, in a race with which it did `access`.
-
-        Only an RMW is another thing then: whether it changes anything depends on the value it meets.
-        """
-        if access.own is not None or op.code != Code.RMW or self.accesses[earlier].cell is not access.cell:
-            return access
-        value = self._before[earlier]
-        return Access(access.cell, RMW[op.fn](value, op.a, op.b) != value, None)
 
     def _drained(self, thread: Thread, op: Op, epoch: int) -> int:
         """The stores of `thread` that had to reach memory before `op`: the other side of StoreBuffer.allows."""
@@ -269,33 +240,42 @@ class HappensBefore:
 
     # ---- conflicts and races ----------------------------------------------------------------------------------------------
 
-    def _conflicts(self, access: Access, clock: int) -> tuple[int, list[int]]:
-        """Happens-before of an access, and the earlier steps with which it is in direct conflict, latest first."""
+    def conflicting(self, access: Access) -> int:
+        """The steps so far that do not commute with a step of another channel that does `access`, as a bitmask."""
         cell, writes, own = access
-        assert cell is not None
-        full = self.full
-        races = []
-        if cell.watched:
-            for e in sorted((where[-1] for where in self._lists[cell.index] if where), reverse=True):
-                if not clock >> e & 1:
-                    races.append(e)
-                    clock |= full[e]
-            return clock, races
-        accesses = self.accesses
-        gate = None
-        for e in reversed(self._lists[cell.index][0]):
-            _, wrote, others = accesses[e]
-            if not (writes or wrote) or (own is not None and others is own and not (writes and wrote)):
-                continue
-            if not clock >> e & 1:
-                races.append(e)
-                clock |= full[e]
-            if wrote:
-                # Everything earlier happens before this write, except loads of the thread whose posted store it was.
-                if others is None or (gate is not None and gate is not others):
-                    break
-                gate = others
-        return clock, races
+        if cell is None:
+            return 0
+        index = cell.index
+        mask = self._touch[index] if writes else self._write[index]
+        if own is not None:
+            rest = mask
+            accesses = self.accesses
+            while rest:
+                low = rest & -rest
+                rest ^= low
+                _, wrote, owner = accesses[low.bit_length() - 1]
+                if owner is own and not (writes and wrote):
+                    mask ^= low
+        judged = self._judged[index]
+        if judged is not None:
+            for other in judged.touch:
+                mask |= self._touch[other]
+            for other in judged.write:
+                mask |= self._write[other]
+            if writes:
+                for other in judged.touch_if_written:
+                    mask |= self._touch[other]
+        return mask
+
+    def overtaking(self, earlier: int, op: Op, access: Access) -> Access:
+        """What a step with `op` will touch if it comes right before the step `earlier`, in a race with which it did `access`.
+
+        Only an RMW is another thing then: whether it changes anything depends on the value it meets.
+        """
+        if op.code != _RMW or access.own is not None or self.accesses[earlier].cell is not access.cell:
+            return access
+        value = self._before[earlier]
+        return Access(access.cell, RMW[op.fn](value, op.a, op.b) != value, None)
 
     def _overtaken(self, access: Access, op: Op, value: Any, cause: int, clock: int, direct: list[int]) -> list[Race]:
         """The races of a blocking op, executed (`value` is what it saw) or still blocked on a cell that holds `value`.
@@ -308,20 +288,19 @@ class HappensBefore:
         assert cell is not None
         may_go: Callable[[Any, Any], bool] = AWAIT[op.fn]
         accesses = self.accesses
-        lists = self._lists[cell.index]
         going = may_go(value, op.a)
         races = [(e, clock < 2 << e, clock) for e in direct if accesses[e].cell is not cell or not accesses[e].writes]
         loads: list[tuple[int, Thread]] = []
-        for e in reversed(lists[0]) if len(lists) == 1 else _merged(lists):
-            touched, wrote, own = accesses[e]
-            if touched is not cell:
-                continue
+        rest = self._touch[cell.index]
+        while rest:
+            e = rest.bit_length() - 1
+            rest ^= 1 << e
+            _, wrote, own = accesses[e]
             if not wrote:
                 if own is not None and writes:
                     loads.append((e, own))
                 continue
-            earlier = self._before[e]
-            if not may_go(earlier, op.a):
+            if not may_go(self._before[e], op.a):
                 going = False
                 continue
             if going:
@@ -342,16 +321,22 @@ class HappensBefore:
         assert op.cell is not None
         if AWAIT[op.fn](op.cell.value, op.a):
             return []
-        steps = self._programs[thread].steps
-        cause = self.full[steps[-1]] if steps else 0
+        steps = self.steps_of.get(thread.channel, 0)
+        cause = self.full[steps.bit_length() - 1] if steps else 0
         if thread.buffer is not None:
             cause |= self._drained(thread, op, _ALL)
         return self._overtaken(Access(op.cell, op.b is not None, None), op, op.cell.value, cause, cause, [])
 
 
-def _merged(lists: tuple[list[int], ...]) -> Iterator[int]:
-    last = -1
-    for e in merge(*map(reversed, lists), reverse=True):
-        if e != last:
-            yield e
-        last = e
+class _Judged(NamedTuple):
+    """What else is dependent with an access of a cell that monitors look at, by cell."""
+
+    touch: tuple[int, ...]  # every access of these
+    write: tuple[int, ...]  # writes to these
+    touch_if_written: tuple[int, ...]  # every access of these, if the access writes
+
+
+def _judged(cell: Cell) -> _Judged | None:
+    if not cell.watched:
+        return None
+    return _Judged(tuple({c.index: 0 for monitor in cell.watched for c in monitor.watches}), (), ())

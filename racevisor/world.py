@@ -27,6 +27,12 @@ from racevisor.step import CHOICE, IPI, STORE_BUFFER, THREAD, Step
 
 MAX_STEPS = 5_000
 
+# Looked up once: the attribute of an enum costs more than the comparison.
+_LOAD, _STORE, _RMW, _FENCE, _AWAIT, _SEND, _CHOOSE = (
+    Code.LOAD, Code.STORE, Code.RMW, Code.FENCE, Code.AWAIT, Code.SEND, Code.CHOOSE,
+)  # fmt: skip
+_WRITE = Order.WRITE
+
 
 class World:
     """A VM under control.  `check(vm)` judges states where nothing can move; `monitors` judge every step they declared."""
@@ -137,7 +143,14 @@ class World:
             if self.automata is None:
                 thread.coroutine = thread.actor.run()
                 thread.send = thread.coroutine.send
-            self._advance(thread, None)
+            if self.automata is None:
+                op = resume(thread.actor, thread.send, None)
+            else:
+                thread.history = self.automata.move(thread, None)
+                op = self.automata.ops[thread.history]
+            thread.op = op
+            if op is not None:
+                self._arm(thread, op)
 
     def run(self, strategy: Strategy, run: int = 0) -> Execution:
         """One execution under `strategy`, which may set out from an earlier state instead of the initial one."""
@@ -184,12 +197,12 @@ class World:
             assert op is not None
             cell = op.cell
             code = op.code
-            if code == Code.LOAD:
+            if code == _LOAD:
                 assert cell is not None
                 buffer = thread.buffer
                 own = buffer.forward(cell) if buffer is not None and buffer.entries else None
                 before = after = result = cell.value if own is None else own.value
-            elif code == Code.STORE:
+            elif code == _STORE:
                 assert cell is not None
                 before = cell.value
                 if thread.buffer is None:
@@ -199,21 +212,21 @@ class World:
                     after = before
                     thread.buffer.post(op)
                     self._refresh_buffer(thread)
-            elif code == Code.RMW:
+            elif code == _RMW:
                 assert cell is not None
                 before = result = cell.value
                 after = RMW[op.fn](before, op.a, op.b)
-            elif code == Code.AWAIT:
+            elif code == _AWAIT:
                 assert cell is not None
                 before = result = cell.value
                 after = before if op.b is None else op.b
-            elif code == Code.SEND:
+            elif code == _SEND:
                 if op.a not in self._deliver:
                     raise ValueError(f"{thread.actor.name} sends an IPI to {op.a!r}; the CPUs are {', '.join(self._deliver)}")
                 ipi = self._channel(f"{thread.actor.name}=>{op.a}", IPI, thread, op.a)
                 ipi.queue += 1
                 self._enable(ipi)
-            elif op.order == Order.WRITE and thread.buffer is not None:
+            elif op.order == _WRITE and thread.buffer is not None:
                 thread.buffer.wmb()
         elif kind == STORE_BUFFER:
             assert thread.buffer is not None
@@ -243,7 +256,7 @@ class World:
         step = Step(len(self.steps), kind, channel.name, thread.actor.name, op, cell, before, after, result, posted)
         self.steps.append(step)
         if cell is not None and not posted:
-            if kind != THREAD or op.code != Code.LOAD:
+            if kind != THREAD or op.code != _LOAD:
                 cell.value = after
                 if cell.waiters:
                     for waiter in cell.waiters[:]:
@@ -256,17 +269,27 @@ class World:
                     violation.step = step.n
                     self.violations.append(violation)
         if kind in (THREAD, CHOICE):
-            if op.code == Code.AWAIT:
+            if op.code == _AWAIT:
                 cell.waiters.remove(thread)  # type: ignore[union-attr]
             if self.functions:
                 step.function = innermost_function(thread.coroutine)
-            self._advance(thread, result)
+            if self.automata is None:
+                op = resume(thread.actor, thread.send, result)
+            else:
+                thread.history = self.automata.move(thread, result)
+                op = self.automata.ops[thread.history]
+            thread.op = op
+            if op is None:
+                thread.coroutine = None
+                self._disable(thread.channel)
+            elif channel.at < 0 or thread.buffer is not None or op.code == _AWAIT or op.code == _CHOOSE:
+                self._arm(thread, op)  # else the next op may go on like this one
             if thread.actor.notes:
                 step.notes = thread.actor.notes[:]
                 thread.actor.notes.clear()
         elif kind == STORE_BUFFER:
             self._refresh_buffer(thread)
-            if thread.op is not None and thread.op.code != Code.CHOOSE:  # the heads of a choice are its answers
+            if thread.op is not None and thread.op.code != _CHOOSE:  # the heads of a choice are its answers
                 self._refresh(thread)
         if self.journal is not None:
             self.journal.append((channel, history, entry, where, ghosts))
@@ -279,25 +302,11 @@ class World:
                 return entry
         raise AssertionError(f"no posted store to {cell.label}")
 
-    def _advance(self, thread: Thread, value: Any) -> None:
-        """Give the thread its result; it runs to its next op."""
-        if self.automata is not None:
-            thread.history = self.automata.move(thread, value)
-            op = self.automata.ops[thread.history]
-        else:
-            op = resume(thread.actor, thread.send, value)
-        thread.op = op
-        if op is not None:
-            self._arm(thread, op)
-        else:
-            thread.coroutine = None
-            self._disable(thread.channel)
-
     def _arm(self, thread: Thread, op: Op) -> None:
         """The thread stands before `op`: which heads does that make?"""
-        if op.code == Code.AWAIT:
+        if op.code == _AWAIT:
             op.cell.waiters.append(thread)  # type: ignore[union-attr]
-        elif op.code == Code.CHOOSE:
+        elif op.code == _CHOOSE:
             self._disable(thread.channel)
             thread.answers = [self._channel(f"{thread.actor.name}?{i}", CHOICE, thread, i) for i in range(op.a)]
             for answer in thread.answers:
@@ -310,7 +319,7 @@ class World:
         op = thread.op
         assert op is not None
         if (thread.buffer is None or thread.buffer.allows(op)) and (
-            op.code != Code.AWAIT or AWAIT[op.fn](op.cell.value, op.a)  # type: ignore[union-attr]
+            op.code != _AWAIT or AWAIT[op.fn](op.cell.value, op.a)  # type: ignore[union-attr]
         ):
             self._enable(thread.channel)
         else:
@@ -393,7 +402,7 @@ class World:
             cell = step.cell
             if kind == THREAD or kind == CHOICE:
                 op = thread.op
-                if op is not None and op.code == Code.AWAIT:
+                if op is not None and op.code == _AWAIT:
                     op.cell.waiters.remove(thread)  # type: ignore[union-attr]
                 elif thread.answers:
                     for answer in thread.answers:
@@ -407,9 +416,9 @@ class World:
                     if step.posted:
                         buffer.unpost(op)
                         self._refresh_buffer(thread)
-                    elif op.code == Code.FENCE and op.order == Order.WRITE:
+                    elif op.code == _FENCE and op.order == _WRITE:
                         buffer.unwmb()
-                if op.code == Code.SEND:
+                if op.code == _SEND:
                     ipi = self.channels[f"{thread.actor.name}=>{op.a}"]
                     ipi.queue -= 1
                     if not ipi.queue:
@@ -421,7 +430,7 @@ class World:
                 channel.queue += 1
                 self._enable(channel)
             if cell is not None and not step.posted and cell.value is not step.before:
-                if kind != THREAD or op.code != Code.LOAD:  # a load may have been served from the store buffer
+                if kind != THREAD or op.code != _LOAD:  # a load may have been served from the store buffer
                     cell.value = step.before
                     for waiter in cell.waiters:
                         self._refresh(waiter)
@@ -429,17 +438,19 @@ class World:
                 for monitor, ghost, place in ghosts:
                     monitor.ghost, monitor.where = ghost, place
             if kind == STORE_BUFFER:
-                if thread.op is not None and thread.op.code != Code.CHOOSE:
+                if thread.op is not None and thread.op.code != _CHOOSE:
                     self._refresh(thread)
-            elif kind != IPI:
+            elif kind == CHOICE or thread.buffer is not None or op.code == _AWAIT:  # type: ignore[union-attr]
                 self._arm(thread, op)  # type: ignore[arg-type]
+            elif kind == THREAD and channel.at < 0:
+                self._enable(channel)
 
     def leap(
         self, thread: Thread, steps: list[Step], values: list[tuple[Cell, Any]], history: int, buffer: StoreBuffer | None
     ) -> None:
         """Take a run of steps at once that was taken before from an equal state, and touched nothing but what is given here."""
         assert self.automata is not None
-        if thread.op is not None and thread.op.code == Code.AWAIT:
+        if thread.op is not None and thread.op.code == _AWAIT:
             thread.op.cell.waiters.remove(thread)  # type: ignore[union-attr]  # it is armed again below
         self.steps.extend(steps)
         for cell, value in values:
@@ -466,13 +477,13 @@ class World:
             assert op is not None
             code = op.code
             cell = op.cell
-            if cell is None or (code == Code.STORE and channel.thread.buffer is not None):
+            if cell is None or (code == _STORE and channel.thread.buffer is not None):
                 return None, False
-            if code == Code.LOAD:
+            if code == _LOAD:
                 return cell, False
-            if code == Code.RMW:
+            if code == _RMW:
                 return cell, RMW[op.fn](cell.value, op.a, op.b) != cell.value
-            if code == Code.AWAIT:
+            if code == _AWAIT:
                 return cell, op.b is not None
             return cell, True
         if kind == STORE_BUFFER:

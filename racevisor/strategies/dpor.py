@@ -12,9 +12,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Generic, TypeVar
 
-from racevisor.dependence import Access, access_of, independent
+from racevisor.dependence import Access, independent
 from racevisor.errors import NotDeterministic
-from racevisor.step import CHOICE, Step
+from racevisor.step import CHOICE
 from racevisor.world import Channel, Execution, World
 
 Sleep = dict[Channel, Access]
@@ -161,14 +161,14 @@ class Stateless(ABC, Generic[N]):
         return "violated"
 
 
-def inherited(sleep: Sleep, taken: Channel, step: Step) -> Sleep:
-    """What slept before `step` of the channel `taken` and commutes with it sleeps on."""
-    if not sleep:
-        return sleep
-    access = access_of(taken, step)
+def inherited(sleep: Sleep, taken: Channel, access: Access) -> Sleep:
+    """What slept before a step of the channel `taken` that did `access`, and commutes with it, sleeps on."""
     if taken.kind == CHOICE:
         thread = taken.thread
-        return {c: a for c, a in sleep.items() if independent(a, access) and (c.kind != CHOICE or c.thread is not thread)}
-    if access.cell is None:
+        return {c: a for c, a in sleep.items() if c.kind != CHOICE or c.thread is not thread}
+    cell, writes, own = access
+    if cell is None:
         return sleep
+    if own is None and not cell.watched:
+        return {c: a for c, a in sleep.items() if a[0] is not cell or not (writes or a[1])}
     return {c: a for c, a in sleep.items() if independent(a, access)}

@@ -13,7 +13,7 @@ Where this differs from the page:
 
 from __future__ import annotations
 
-from racevisor.dependence import Access, HappensBefore, independent, process
+from racevisor.dependence import NOTHING, Access, HappensBefore, Race, independent, process
 from racevisor.step import CHOICE
 from racevisor.strategies.dpor import Node, Sleep, Stateless, inherited
 from racevisor.world import Channel, World
@@ -49,16 +49,17 @@ class OptimalDpor(Stateless[_Node]):
 
     def enter(self, world: World) -> None:
         self.order = HappensBefore(world)
+        self.steps = world.steps
+        self.found: list[tuple[int, Race]] = []  # later step and race, of the present execution
 
     def plan(self, movable: list[Channel]) -> _Node | None:
         """The first branch of the wakeup tree; where it ends, the first head that does not sleep."""
-        assert self.world is not None
-        nodes = self.nodes
         sleep: Sleep = {}
-        if nodes:
-            node = nodes[-1]
+        if self.nodes:
+            node = self.nodes[-1]
+            self._extend()
             if node.sleep:
-                sleep = inherited(node.sleep, node.channel, self.world.steps[-1])
+                sleep = inherited(node.sleep, node.channel, self.order.accesses[-1])
             tree = node.below
             if tree:
                 branch = tree.pop(0)
@@ -67,27 +68,39 @@ class OptimalDpor(Stateless[_Node]):
             if channel not in sleep:
                 # no race leads from one answer of a choice to another: all are planned where it is first come to
                 answers = channel.thread.answers if channel.kind == CHOICE else ()
-                return _Node(channel, sleep, [Branch(c, Access(None, False, None)) for c in answers if c is not channel], [])
+                return _Node(channel, sleep, [Branch(c, NOTHING) for c in answers if c is not channel], [])
         return None
 
     def leave(self, node: _Node, depth: int) -> Channel | None:
-        node.sleep = {**node.sleep, node.channel: self.order.accesses[depth]}
-        self.order.cut(depth)
         if not node.tree:
             return None
+        node.sleep = {**node.sleep, node.channel: self.order.accesses[depth]}
+        self.order.cut(depth)
         branch = node.tree.pop(0)
         node.below = branch.tree
         return branch.channel
 
+    def _extend(self) -> None:
+        """Happens-before of the steps that were taken since."""
+        assert self.world is not None
+        order = self.order
+        steps = self.world.steps
+        for n in range(len(order.past), len(self.nodes)):
+            for race in order.extend(self.nodes[n].channel, steps[n]):
+                self.found.append((n, race))
+
     def learn(self, world: World) -> None:
-        """Put the reversals of the races that are new into the wakeup trees."""
+        """Put the reversals of the races that are new into the wakeup trees.
+
+        This has to wait for the end of the execution: what does not follow the earlier step of a race may come after both.
+        """
+        self._extend()
         order = self.order
         nodes = self.nodes
-        steps = world.steps
-        found = [(n, race) for n in range(len(order.past), len(nodes)) for race in order.extend(nodes[n].channel, steps[n])]
-        for n, (earlier, _, past) in found:
-            access = order.overtaking(earlier, steps[n].op, order.accesses[n])
-            self._reverse(earlier, n, past, nodes[n].channel, access)
+        self.ways: dict[int, int] = {}
+        for n, (earlier, _, past) in self.found:
+            self._reverse(earlier, n, past, nodes[n].channel, order.overtaking(earlier, world.steps[n].op, order.accesses[n]))
+        self.found.clear()
         for thread in world.threads:
             if thread.op is not None and thread.channel.at < 0:
                 for earlier, _, past in order.blocked(thread):
@@ -95,40 +108,35 @@ class OptimalDpor(Stateless[_Node]):
                     self._reverse(earlier, len(nodes), past, thread.channel, access)
 
     def _reverse(self, earlier: int, later: int, past: int, channel: Channel, access: Access) -> None:
-        """Plan a step of `channel` before the step `earlier`, unless that is covered by what sleeps or is planned there."""
+        """Plan a step of `channel` before the step `earlier`, unless that is covered by what sleeps or is planned there.
+
+        It is covered by a head that could move first with the rest still to follow (a *weak initial* of the way): all that begins
+        with such a head has been explored, if it sleeps, or will be, if a branch of the tree that begins with it ends there.
+        """
         node = self.nodes[earlier]
         order = self.order
-        history = order.past
-        # The way: all that does not follow `earlier`, then the later step.
-        way = 0
-        bit = 2 << earlier
-        for before in history[earlier + 1 :]:
-            if not before >> earlier & 1:
-                way |= bit
-            bit <<= 1
+        way = self._way(earlier)
         past |= order.conflicting(access)
-        for sleeper, touched in node.sleep.items():
-            if self._first(sleeper, touched, way, past, channel, access) is not None:
+        for head, touched in node.sleep.items():
+            if self._first(head, touched, way, past, channel, access) is not None:
                 return
         tree = node.tree
-        last = True  # is the later step itself still to come?
-        while True:
+        last: Channel | None = channel  # None: the later step itself has been taken
+        while tree:
             for branch in tree:
-                step = self._first(branch.channel, branch.access, way, past, channel if last else None, access)
+                step = self._first(branch.channel, branch.access, way, past, last, access)
                 if step is None:
                     continue
                 if step < 0:
-                    last = False
+                    last = None
                 elif step:
                     way ^= step
                     if branch.channel.kind == CHOICE and step >> later:
                         known = {b.channel for b in tree} | node.sleep.keys()
-                        tree += [Branch(c, branch.access) for c in self._other_answers(branch.channel) if c not in known]
-                if not way and not last:
-                    return
+                        tree += [Branch(c, NOTHING) for c in self._other_answers(branch.channel) if c not in known]
+                if not (way or last) or not branch.tree:
+                    return  # if the tree ends here, all that follows will be explored
                 tree = branch.tree
-                if not tree:
-                    return  # the tree ends here, and all that follows will be explored
                 break
             else:
                 break
@@ -140,10 +148,42 @@ class OptimalDpor(Stateless[_Node]):
             tree.append(branch)
             if branch.channel.kind == CHOICE and k > later:
                 # The race is older than this choice and will not be found again for its other answers.
-                tree += [Branch(c, branch.access) for c in self._other_answers(branch.channel)]
+                tree += [Branch(c, NOTHING) for c in self._other_answers(branch.channel)]
             tree = branch.tree
-        if last:
+        if last is not None:
             tree.append(Branch(channel, access))
+
+    def _first(self, head: Channel, touched: Access, way: int, past: int, last: Channel | None, access: Access) -> int | None:
+        """Can `head`, which would touch `touched`, move first, then the way be taken, then the later step, of `last`?
+
+        None if not; else its own step on the way, as a bit, -1 if it is the later step, or 0 if it commutes with all of that.
+        """
+        order = self.order
+        who = head if head.kind != CHOICE else head.thread.channel
+        steps = order.steps_of.get(who, 0) & way
+        if steps:
+            steps &= -steps
+            n = steps.bit_length() - 1
+            return None if order.channels[n] is not head or order.past[n] & way else steps
+        if last is not None:
+            if process(last) is who:
+                return -1 if head is last and not past & way else None
+            if not independent(access, touched):
+                return None
+        return None if order.conflicting(touched) & way else 0
+
+    def _way(self, earlier: int) -> int:
+        """All that does not follow the step `earlier`, though it came later: a bitmask of steps."""
+        way = self.ways.get(earlier)
+        if way is None:
+            way = 0
+            mask = bit = 1 << earlier
+            for past in self.order.past[earlier + 1 :]:
+                bit <<= 1
+                if not past & mask:
+                    way |= bit
+            self.ways[earlier] = way
+        return way
 
     def _other_answers(self, answer: Channel) -> list[Channel]:
         assert self.world is not None
@@ -152,21 +192,3 @@ class OptimalDpor(Stateless[_Node]):
         while (channel := self.world.channels.get(f"{stem}?{len(answers)}")) is not None:
             answers.append(channel)
         return [channel for channel in answers if channel is not answer]
-
-    def _first(self, head: Channel, touched: Access, way: int, past: int, channel: Channel | None, access: Access) -> int | None:
-        """Can `head`, which would touch `touched`, move first, and then the way be taken (is it a *weak initial*)?  None if not.
-
-        If it can: the bit of its step on the way; 0 if it is not on the way and commutes with all of it; -1 if it is the later
-        step, of `channel` (None: that one has been taken).
-        """
-        order = self.order
-        steps = order.steps_of.get(process(head), 0) & way
-        if steps:
-            steps &= -steps
-            n = steps.bit_length() - 1
-            return None if order.channels[n] is not head or order.past[n] & way else steps
-        if channel is not None and process(channel) is process(head):
-            return None if channel is not head or past & way else -1
-        if order.conflicting(touched) & way or (channel is not None and not independent(access, touched)):
-            return None
-        return 0

@@ -31,7 +31,10 @@ class SleepSets(Stateless[_Node]):
     def plan(self, movable: list[Channel]) -> _Node | None:
         assert self.world is not None
         nodes = self.nodes
-        sleep = inherited(nodes[-1].sleep, nodes[-1].channel, self.world.steps[-1]) if nodes else {}
+        sleep: Sleep = {}
+        if nodes and nodes[-1].sleep:
+            taken = nodes[-1].channel
+            sleep = inherited(nodes[-1].sleep, taken, access_of(taken, self.world.steps[-1]))
         awake = [channel for channel in movable if channel not in sleep]
         return _Node(awake[0], sleep, awake[1:]) if awake else None
 

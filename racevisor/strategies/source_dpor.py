@@ -13,7 +13,7 @@ algorithm 1.  Where this differs from the page:
 
 from __future__ import annotations
 
-from racevisor.dependence import HappensBefore
+from racevisor.dependence import HappensBefore, access_of
 from racevisor.step import CHOICE
 from racevisor.strategies.dpor import Node, Sleep, Stateless, inherited
 from racevisor.world import Channel, World
@@ -42,7 +42,10 @@ class SourceDpor(Stateless[_Node]):
         """The first head that does not sleep."""
         assert self.world is not None
         nodes = self.nodes
-        sleep = inherited(nodes[-1].sleep, nodes[-1].channel, self.world.steps[-1]) if nodes else {}
+        sleep: Sleep = {}
+        if nodes and nodes[-1].sleep:
+            taken = nodes[-1].channel
+            sleep = inherited(nodes[-1].sleep, taken, access_of(taken, self.world.steps[-1]))
         for channel in movable:
             if channel not in sleep:
                 node = _Node(channel, sleep)
