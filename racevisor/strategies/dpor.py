@@ -161,6 +161,17 @@ class Stateless(ABC, Generic[N]):
         return "violated"
 
 
+def awake(movable: list[Channel], sleep: Sleep, last: Channel | None) -> Channel | None:
+    """The head to move where nothing is planned: the thread that moved last goes on if it can, so that context switches are few."""
+    if last is not None and last.at >= 0 and last not in sleep:
+        return last
+    best = None
+    for channel in movable:
+        if (best is None or channel.number < best.number) and channel not in sleep:
+            best = channel
+    return best
+
+
 def inherited(sleep: Sleep, taken: Channel, access: Access) -> Sleep:
     """What slept before a step of the channel `taken` that did `access`, and commutes with it, sleeps on."""
     if taken.kind == CHOICE:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from racevisor.dependence import NOTHING, Access, HappensBefore, Race, independent, process
 from racevisor.step import CHOICE
-from racevisor.strategies.dpor import Node, Sleep, Stateless, inherited
+from racevisor.strategies.dpor import Node, Sleep, Stateless, awake, inherited
 from racevisor.world import Channel, World
 
 
@@ -55,21 +55,23 @@ class OptimalDpor(Stateless[_Node]):
     def plan(self, movable: list[Channel]) -> _Node | None:
         """The first branch of the wakeup tree; where it ends, the first head that does not sleep."""
         sleep: Sleep = {}
+        taken = None
         if self.nodes:
             node = self.nodes[-1]
+            taken = node.channel
             self._extend()
             if node.sleep:
-                sleep = inherited(node.sleep, node.channel, self.order.accesses[-1])
+                sleep = inherited(node.sleep, taken, self.order.accesses[-1])
             tree = node.below
             if tree:
                 branch = tree.pop(0)
                 return _Node(branch.channel, sleep, tree, branch.tree)
-        for channel in movable:
-            if channel not in sleep:
-                # no race leads from one answer of a choice to another: all are planned where it is first come to
-                answers = channel.thread.answers if channel.kind == CHOICE else ()
-                return _Node(channel, sleep, [Branch(c, NOTHING) for c in answers if c is not channel], [])
-        return None
+        channel = awake(movable, sleep, taken)
+        if channel is None:
+            return None
+        # no race leads from one answer of a choice to another: all are planned where it is first come to
+        answers = channel.thread.answers if channel.kind == CHOICE else ()
+        return _Node(channel, sleep, [Branch(c, NOTHING) for c in answers if c is not channel], [])
 
     def leave(self, node: _Node, depth: int) -> Channel | None:
         if not node.tree:
