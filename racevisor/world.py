@@ -440,10 +440,11 @@ class World:
             if kind == STORE_BUFFER:
                 if thread.op is not None and thread.op.code != _CHOOSE:
                     self._refresh(thread)
-            elif kind == CHOICE or thread.buffer is not None or op.code == _AWAIT:  # type: ignore[union-attr]
-                self._arm(thread, op)  # type: ignore[arg-type]
-            elif kind == THREAD and channel.at < 0:
-                self._enable(channel)
+            elif kind != IPI:
+                if kind == CHOICE or thread.buffer is not None or op.code == _AWAIT:  # type: ignore[union-attr]
+                    self._arm(thread, op)  # type: ignore[arg-type]
+                elif channel.at < 0:
+                    self._enable(channel)
 
     def leap(
         self, thread: Thread, steps: list[Step], values: list[tuple[Cell, Any]], history: int, buffer: StoreBuffer | None

@@ -28,13 +28,13 @@ from racevisor.world import World
 Body = Callable[[Any], Any]
 
 
-def machine(bodies: list[Body], **cells: Any) -> World:
+def machine(bodies: list[Body], automata: bool = False, **cells: Any) -> World:
     """Threads that share `cells`; each body is called with the thread and finds the cells in `thread.vm.memory`."""
     vm = Vm()
     vm.guest_memory(**cells)
     for i, body in enumerate(bodies):
         Thread(vm, f"P{i}", body, seen=())
-    return World(vm, "sc")
+    return World(vm, "sc", automata=automata)
 
 
 # ---- programs with a known number of classes ------------------------------------------------------------------------------
@@ -44,7 +44,7 @@ def readers(n: int) -> World:
     return world(" | ".join(["x=42", *["r0=x"] * n]))
 
 
-def lastzero(n: int) -> World:
+def lastzero(n: int, automata: bool = False) -> World:
     async def reader(me: Any) -> None:
         i = n
         while await READ_ONCE(getattr(me.vm.memory, f"a{i}")):
@@ -57,7 +57,7 @@ def lastzero(n: int) -> World:
 
         return body
 
-    return machine([reader, *(writer(j) for j in range(1, n + 1))], **{f"a{i}": 0 for i in range(n + 1)})
+    return machine([reader, *(writer(j) for j in range(1, n + 1))], automata, **{f"a{i}": 0 for i in range(n + 1)})
 
 
 def filesystem(n: int) -> World:
@@ -155,6 +155,26 @@ def dining(n: int) -> World:
     return machine([taking(forks[i], forks[(i + 1) % n]) for i in range(n)], **dict.fromkeys(forks, ""))
 
 
+def popl() -> World:
+    """The example with which the paper on source sets shows what blocks."""
+
+    async def r(me: Any) -> None:
+        if await READ_ONCE(me.vm.memory.y) == 0:
+            await WRITE_ONCE(me.vm.memory.z, 1)
+
+    async def s(me: Any) -> None:
+        if await READ_ONCE(me.vm.memory.z) == 1 and await READ_ONCE(me.vm.memory.y) == 0:
+            await WRITE_ONCE(me.vm.memory.x, 2)
+
+    async def p(me: Any) -> None:
+        await WRITE_ONCE(me.vm.memory.x, 1)
+
+    async def q(me: Any) -> None:
+        await WRITE_ONCE(me.vm.memory.y, 1)
+
+    return machine([p, q, r, s], x=0, y=0, z=0)
+
+
 CLASSES = [
     (readers, {2: 4, 8: 256}),
     (lastzero, {5: 64}),
@@ -199,22 +219,7 @@ def test_two_locks_in_opposite_order_deadlock_in_one_of_three_classes() -> None:
 
 def test_the_example_of_the_source_sets_paper_blocks_as_often_as_in_the_paper() -> None:
     """5 classes, and 5 executions given up: the price that wakeup trees (optimal DPOR) do away with."""
-
-    async def r(me: Any) -> None:
-        if await READ_ONCE(me.vm.memory.y) == 0:
-            await WRITE_ONCE(me.vm.memory.z, 1)
-
-    async def s(me: Any) -> None:
-        if await READ_ONCE(me.vm.memory.z) == 1 and await READ_ONCE(me.vm.memory.y) == 0:
-            await WRITE_ONCE(me.vm.memory.x, 2)
-
-    async def p(me: Any) -> None:
-        await WRITE_ONCE(me.vm.memory.x, 1)
-
-    async def q(me: Any) -> None:
-        await WRITE_ONCE(me.vm.memory.y, 1)
-
-    strategy = by_source_dpor(machine([p, q, r, s], x=0, y=0, z=0)).strategy
+    strategy = by_source_dpor(popl()).strategy
     assert (strategy.executions, strategy.blocked) == (5, 5)
 
 

@@ -7,13 +7,14 @@ sleep.  Here the whole way to the reversed race is remembered, in a *wakeup tree
 Where this differs from the page:
 
 * a later step that now comes first may do something else: a cmpxchg that failed succeeds; the tree has what it will do;
-* for choices, for races with a thread that is left in an await, and for what is known of an execution's prefix: as in
-  source_dpor.py.
+* the answers of a choice exclude each other, as the two orders of a race do, and are treated alike: another answer is put where
+  this one was, behind all that does not follow this one;
+* for races with a thread that is left in an await, and for what is known of an execution's prefix: as in source_dpor.py.
 """
 
 from __future__ import annotations
 
-from racevisor.dependence import NOTHING, Access, HappensBefore, Race, independent, process
+from racevisor.dependence import NOTHING, Access, HappensBefore, independent, process
 from racevisor.step import CHOICE
 from racevisor.strategies.dpor import Node, Sleep, Stateless, awake, inherited
 from racevisor.world import Channel, World
@@ -49,8 +50,8 @@ class OptimalDpor(Stateless[_Node]):
 
     def enter(self, world: World) -> None:
         self.order = HappensBefore(world)
-        self.steps = world.steps
-        self.found: list[tuple[int, Race]] = []  # later step and race, of the present execution
+        #: what the present execution asks for: (earlier step, what happens before the later one, its channel, what it will touch)
+        self.found: list[tuple[int, int, Channel, Access]] = []
 
     def plan(self, movable: list[Channel]) -> _Node | None:
         """The first branch of the wakeup tree; where it ends, the first head that does not sleep."""
@@ -69,9 +70,7 @@ class OptimalDpor(Stateless[_Node]):
         channel = awake(movable, sleep, taken)
         if channel is None:
             return None
-        # no race leads from one answer of a choice to another: all are planned where it is first come to
-        answers = channel.thread.answers if channel.kind == CHOICE else ()
-        return _Node(channel, sleep, [Branch(c, NOTHING) for c in answers if c is not channel], [])
+        return _Node(channel, sleep, [], [])
 
     def leave(self, node: _Node, depth: int) -> Channel | None:
         if not node.tree:
@@ -84,12 +83,18 @@ class OptimalDpor(Stateless[_Node]):
 
     def _extend(self) -> None:
         """Happens-before of the steps that were taken since."""
-        assert self.world is not None
+        world = self.world
+        assert world is not None
         order = self.order
-        steps = self.world.steps
         for n in range(len(order.past), len(self.nodes)):
-            for race in order.extend(self.nodes[n].channel, steps[n]):
-                self.found.append((n, race))
+            channel = self.nodes[n].channel
+            step = world.steps[n]
+            for earlier, _, past in order.extend(channel, step):
+                self.found.append((earlier, past, channel, order.overtaking(earlier, step.op, order.accesses[n])))
+            if channel.kind == CHOICE:
+                # Another answer takes the place of this one, as the later step of a race takes that of the earlier one.
+                others = (world.channels[f"{step.thread}?{i}"] for i in range(step.op.a))
+                self.found += [(n, order.past[n], other, NOTHING) for other in others if other is not channel]
 
     def learn(self, world: World) -> None:
         """Put the reversals of the races that are new into the wakeup trees.
@@ -97,19 +102,16 @@ class OptimalDpor(Stateless[_Node]):
         This has to wait for the end of the execution: what does not follow the earlier step of a race may come after both.
         """
         self._extend()
-        order = self.order
-        nodes = self.nodes
         self.ways: dict[int, int] = {}
-        for n, (earlier, _, past) in self.found:
-            self._reverse(earlier, n, past, nodes[n].channel, order.overtaking(earlier, world.steps[n].op, order.accesses[n]))
-        self.found.clear()
         for thread in world.threads:
             if thread.op is not None and thread.channel.at < 0:
-                for earlier, _, past in order.blocked(thread):
-                    access = Access(thread.op.cell, thread.op.b is not None, None)
-                    self._reverse(earlier, len(nodes), past, thread.channel, access)
+                for earlier, _, past in self.order.blocked(thread):
+                    self.found.append((earlier, past, thread.channel, Access(thread.op.cell, thread.op.b is not None, None)))
+        for race in self.found:
+            self._reverse(*race)
+        self.found.clear()
 
-    def _reverse(self, earlier: int, later: int, past: int, channel: Channel, access: Access) -> None:
+    def _reverse(self, earlier: int, past: int, channel: Channel, access: Access) -> None:
         """Plan a step of `channel` before the step `earlier`, unless that is covered by what sleeps or is planned there.
 
         It is covered by a head that could move first with the rest still to follow (a *weak initial* of the way): all that begins
@@ -133,9 +135,6 @@ class OptimalDpor(Stateless[_Node]):
                     last = None
                 elif step:
                     way ^= step
-                    if branch.channel.kind == CHOICE and step >> later:
-                        known = {b.channel for b in tree} | node.sleep.keys()
-                        tree += [Branch(c, NOTHING) for c in self._other_answers(branch.channel) if c not in known]
                 if not (way or last) or not branch.tree:
                     return  # if the tree ends here, all that follows will be explored
                 tree = branch.tree
@@ -148,9 +147,6 @@ class OptimalDpor(Stateless[_Node]):
             k = low.bit_length() - 1
             branch = Branch(order.channels[k], order.accesses[k])
             tree.append(branch)
-            if branch.channel.kind == CHOICE and k > later:
-                # The race is older than this choice and will not be found again for its other answers.
-                tree += [Branch(c, NOTHING) for c in self._other_answers(branch.channel)]
             tree = branch.tree
         if last is not None:
             tree.append(Branch(channel, access))
@@ -186,11 +182,3 @@ class OptimalDpor(Stateless[_Node]):
                     way |= bit
             self.ways[earlier] = way
         return way
-
-    def _other_answers(self, answer: Channel) -> list[Channel]:
-        assert self.world is not None
-        stem = answer.name.rpartition("?")[0]
-        answers = []
-        while (channel := self.world.channels.get(f"{stem}?{len(answers)}")) is not None:
-            answers.append(channel)
-        return [channel for channel in answers if channel is not answer]
