@@ -39,6 +39,7 @@ Race = tuple[int, bool, int]
 
 NOTHING = Access(None, False, None)
 _AWAIT, _FENCE, _RMW, _SEND = Code.AWAIT, Code.FENCE, Code.RMW, Code.SEND  # looked up once: an enum's attribute is slow
+_PROGRAM = (THREAD, CHOICE)
 _ALL = 1 << 62  # an epoch after every other
 
 
@@ -142,7 +143,7 @@ class HappensBefore:
         who = channel if kind != CHOICE else thread.channel
         earlier = steps_of.get(who, 0)
         clock = epoch = 0
-        if kind == THREAD or kind == CHOICE:
+        if kind in _PROGRAM:
             if earlier:
                 last = earlier.bit_length() - 1
                 clock = full[last]

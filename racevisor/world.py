@@ -32,6 +32,7 @@ _LOAD, _STORE, _RMW, _FENCE, _AWAIT, _SEND, _CHOOSE = (
     Code.LOAD, Code.STORE, Code.RMW, Code.FENCE, Code.AWAIT, Code.SEND, Code.CHOOSE,
 )  # fmt: skip
 _WRITE = Order.WRITE
+_PROGRAM = (THREAD, CHOICE)
 
 
 class World:
@@ -268,7 +269,7 @@ class World:
                 if violation is not None:
                     violation.step = step.n
                     self.violations.append(violation)
-        if kind in (THREAD, CHOICE):
+        if kind in _PROGRAM:
             if op.code == _AWAIT:
                 cell.waiters.remove(thread)  # type: ignore[union-attr]
             if self.functions:
@@ -400,8 +401,8 @@ class World:
             thread = channel.thread
             kind = step.kind
             cell = step.cell
-            if kind == THREAD or kind == CHOICE:
-                op = thread.op
+            op = thread.op
+            if kind in _PROGRAM:
                 if op is not None and op.code == _AWAIT:
                     op.cell.waiters.remove(thread)  # type: ignore[union-attr]
                 elif thread.answers:
@@ -430,7 +431,7 @@ class World:
                 channel.queue += 1
                 self._enable(channel)
             if cell is not None and not step.posted and cell.value is not step.before:
-                if kind != THREAD or op.code != _LOAD:  # a load may have been served from the store buffer
+                if kind != THREAD or op.code != _LOAD:  # type: ignore[union-attr]  # a load may have been served from the store buffer
                     cell.value = step.before
                     for waiter in cell.waiters:
                         self._refresh(waiter)
@@ -438,7 +439,7 @@ class World:
                 for monitor, ghost, place in ghosts:
                     monitor.ghost, monitor.where = ghost, place
             if kind == STORE_BUFFER:
-                if thread.op is not None and thread.op.code != _CHOOSE:
+                if op is not None and op.code != _CHOOSE:
                     self._refresh(thread)
             elif kind != IPI:
                 if kind == CHOICE or thread.buffer is not None or op.code == _AWAIT:  # type: ignore[union-attr]

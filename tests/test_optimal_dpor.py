@@ -1,4 +1,4 @@
-"""Optimal DPOR executes each Mazurkiewicz trace once and gives nothing up; source-DPOR, sleep sets and brute force agree with it."""
+"""Optimal DPOR executes each Mazurkiewicz trace once and gives nothing up; the cross-checks and brute force agree with it."""
 
 from random import Random
 from typing import Any

@@ -162,7 +162,7 @@ class Stateless(ABC, Generic[N]):
 
 
 def awake(movable: list[Channel], sleep: Sleep, last: Channel | None) -> Channel | None:
-    """The head to move where nothing is planned: the thread that moved last goes on if it can, so that context switches are few."""
+    """The head to move where nothing is planned: the one that moved last if it can, so that context switches are few."""
     if last is not None and last.at >= 0 and last not in sleep:
         return last
     best = None
