@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+from hypothesis import strategies as st
+
 from actors import ops
 from actors.actor import Cell
 from actors.pcpu import Pcpu
@@ -155,3 +157,15 @@ def members(mask: int, names: list[tuple[str, int]]) -> frozenset[tuple[str, int
 def valuations(ends: Iterable[End], names: str) -> set[tuple[Any, ...]]:
     """The distinct values of some registers and cells: `valuations(ends, "r0 r1 x")`."""
     return {tuple(end[name] for name in names.split()) for end in ends}
+
+
+#: Words of random programs, two or three threads of them, and few enough steps for brute force: a posted store is two.
+_WORDS = (
+    *("x=1", "x=2", "y=1", "y=2", "x:=1", "y:=2", "r0=x", "r1=y", "r2=x", "x+=1", "y+=2", "x<>3", "x?0>4", "x@1", "w=1", "r3=w"),
+    *("z+=1", "mb", "wmb", "lock", "unlock", "x==1", "y==2", "x==1>0", "choose", "ipi", "cli", "sti"),
+)
+PROGRAMS = (
+    st.lists(st.lists(st.sampled_from(_WORDS), min_size=1, max_size=3), min_size=2, max_size=3)
+    .filter(lambda threads: sum(1 + bool(re.fullmatch(r"[a-z]:?=\d", word)) for words in threads for word in words) <= 7)
+    .map(lambda threads: " | ".join(" ".join(words) for words in threads))
+)
