@@ -11,7 +11,7 @@ from actors.ops import Code, Op
 class Cell:
     """One shared variable, owned by one actor.  Threads reach it only through ops; checks may read `.value` between steps."""
 
-    __slots__ = ("index", "init", "label", "load", "name", "owner", "value", "waiters", "watched")
+    __slots__ = ("index", "init", "judges", "label", "load", "name", "owner", "value", "waiters", "watched")
 
     def __init__(self, owner: Actor, name: str, init: Any, index: int) -> None:
         self.owner = owner
@@ -22,7 +22,8 @@ class Cell:
         self.index = index  # position in vm.cells: the wire address
         self.load = Op(Code.LOAD, self)
         self.waiters: list[Any] = []  # used by the runtime: threads blocked on this cell
-        self.watched: tuple[Any, ...] = ()  # used by the runtime: monitors that declared this cell
+        self.watched: tuple[Any, ...] = ()  # used by the runtime: monitors that are called for this cell
+        self.judges: tuple[Any, ...] = ()  # used by the runtime: these, and monitors that only look at it
 
     def __repr__(self) -> str:
         return f"<cell {self.label}={self.value!r}>"

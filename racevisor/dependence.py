@@ -2,7 +2,9 @@
 
 Two steps are dependent iff they touch the same cell and one of them writes it; a failed cmpxchg, or an RMW that changes
 nothing, only reads.  A monitor sees the order of all steps on the cells that it watches, so these are dependent with each other,
-reads and different cells included.  Everything else that orders two steps is cause and effect, and no race:
+reads and different cells included; at each of them it may look at the cells that it reads, so a write to one of those is
+dependent with every step on a watched one, and with nothing more than without the monitor: not with a write to another read
+cell, for nobody looks in between.  Everything else that orders two steps is cause and effect, and no race:
 
 * the steps of one thread, in program order; a choice is a step of its thread;
 * a posted store before it reaches memory, and what one FIFO carries in the order in which it was put in;
@@ -67,11 +69,19 @@ def independent(a: Access, b: Access) -> bool:
     other = b.cell
     if cell is None or other is None:
         return True
-    if cell.watched:
-        return not any(monitor in other.watched for monitor in cell.watched)
+    if cell.judges and _told_apart(cell, a.writes, other, b.writes):
+        return False
     if cell is not other:
         return True
     return not (a.writes or b.writes) or (a.own is not None and a.own is b.own)
+
+
+def _told_apart(cell: Cell, writes: bool, other: Cell, other_writes: bool) -> bool:
+    """May a monitor see which of two steps came first?"""
+    for monitor in cell.watched:
+        if monitor in (other.judges if other_writes else other.watched):
+            return True
+    return writes and any(monitor in other.watched for monitor in cell.judges)
 
 
 def process(channel: Channel) -> Channel:
@@ -338,6 +348,9 @@ class _Judged(NamedTuple):
 
 
 def _judged(cell: Cell) -> _Judged | None:
-    if not cell.watched:
+    if not cell.judges:
         return None
-    return _Judged(tuple({c.index: 0 for monitor in cell.watched for c in monitor.watches}), (), ())
+    watching = {c.index: 0 for monitor in cell.watched for c in monitor.watches}
+    reading = {c.index: 0 for monitor in cell.watched for c in monitor.reads}
+    read_by = {c.index: 0 for monitor in cell.judges if monitor not in cell.watched for c in monitor.watches}
+    return _Judged(tuple(watching), tuple(reading), tuple(read_by))

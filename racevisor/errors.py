@@ -13,6 +13,10 @@ class UsageError(RacevisorError):
     """Unknown scenario, variant, set-up, memory model, or a scenario file that cannot be used."""
 
 
+class UndeclaredRead(UsageError):
+    """A check looked at something that it did not declare: a reduced search may skip the order in which it looks different."""
+
+
 class TraceError(RacevisorError):
     """A trace file that is truncated, damaged, of another version, or of another scenario."""
 

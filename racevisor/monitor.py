@@ -1,12 +1,15 @@
-"""Checks that observe.  A monitor declares the cells it watches and sees every step on them, and nothing else.
+"""Checks that observe.  A monitor declares the cells it watches and those that it reads, and sees nothing else.
 
-That is what keeps a reduced search sound: the steps on a watched cell are kept in every order, so a violation in any order
-is seen.  A monitor's own memory ("ghost state") counts as state of the World.
+It is called at every step on a watched cell, and may then look at the values of watched and read cells.  That is what keeps a
+reduced search sound: the steps on its watched cells are kept in every order, and so is a write to a read cell against each of
+them; what it judges by cannot differ between two executions of which the search takes one.  A monitor's own memory ("ghost
+state") counts as state of the World.  That a monitor looks at nothing else is checked, see racevisor.guard.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Any
 
 from actors.actor import Cell
@@ -29,13 +32,20 @@ class Violation:
 
 
 class Monitor(ABC):
-    """Base class.  Ghost variables live in `ghost`, a dict of hashable values that `reset` restores."""
+    """Base class.  `watches`: the cells whose steps it judges; `reads`: other cells at whose values it looks when it does.
+
+    Watch little: the steps on watched cells are explored in every order, while those on read cells are so only where one of
+    them is a write and the other a step on a watched cell.  Ghost variables live in `ghost`, a dict of hashable values that
+    `reset` restores.
+    """
 
     #: short name of the invariant, as in "I-I2"
     check = ""
 
-    def __init__(self, watches: list[Cell], **ghost: Any) -> None:
-        self.watches = watches
+    def __init__(self, watches: Iterable[Cell], *, reads: Iterable[Cell] = (), **ghost: Any) -> None:
+        watched = dict.fromkeys(watches)
+        self.watches = list(watched)
+        self.reads = [cell for cell in dict.fromkeys(reads) if cell not in watched]
         self.initial = ghost
         self.ghost: dict[str, Any] = dict(ghost)
         #: where each ghost event happened, for the report; not part of the state
@@ -48,7 +58,7 @@ class Monitor(ABC):
 
     @abstractmethod
     def on_step(self, step: Step) -> Violation | None:
-        """A step touched a watched cell."""
+        """A step touched a watched cell.  Judge by the step, `ghost`, and the values of the declared cells, by nothing else."""
 
     def state(self) -> tuple[Any, ...]:
         """The ghost state, as part of the World's fingerprint."""

@@ -21,6 +21,7 @@ from racevisor.channel import Snapshot as Snapshot
 from racevisor.channel import Strategy as Strategy
 from racevisor.channel import Thread as Thread
 from racevisor.channel import Undo as Undo
+from racevisor.guard import Guard
 from racevisor.memory import StoreBuffer, buffer_name
 from racevisor.monitor import Monitor, Violation
 from racevisor.step import CHOICE, IPI, STORE_BUFFER, THREAD, Step
@@ -83,6 +84,11 @@ class World:
         for monitor in self.monitors:
             for cell in monitor.watches:
                 cell.watched = (*cell.watched, monitor)
+            for cell in (*monitor.watches, *monitor.reads):
+                cell.judges = (*cell.judges, monitor)
+        #: how a monitor is called: guarded, so that what it looks at without having declared it is an error
+        self.guard = Guard(vm)
+        self.judge: Callable[[Monitor, Step], Violation | None] = self.guard.judge
 
     # ---- channels ---------------------------------------------------------------------------------------------------------
 
@@ -265,7 +271,7 @@ class World:
             if cell.watched and self.journal is not None:
                 ghosts = [(monitor, dict(monitor.ghost), dict(monitor.where)) for monitor in cell.watched]
             for monitor in cell.watched:
-                violation = monitor.on_step(step)
+                violation = self.judge(monitor, step)
                 if violation is not None:
                     violation.step = step.n
                     self.violations.append(violation)

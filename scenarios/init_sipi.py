@@ -268,8 +268,8 @@ def sometimes(*setups: str, word: Claim = Sometimes) -> dict[str, Claim]:
 class Check(Monitor):
     """A check on one vCPU; `look` is one of the methods from single_writer on, and yields what is wrong."""
 
-    def __init__(self, check: str, look: Callable[..., Iterator[Violation]], vcpu: Vcpu, *watches: Cell, **ghost: Any) -> None:
-        super().__init__(list(watches), **ghost)
+    def __init__(self, check: str, look: Callable[..., Iterator[Violation]], vcpu: Vcpu, *watches: Cell, **more: Any) -> None:
+        super().__init__(watches, **more)
         self.check, self.look, self.vcpu = check, look, vcpu
 
     def on_step(self, step: Step) -> Violation | None:
@@ -352,13 +352,13 @@ class Check(Monitor):
             yield Violation(self.check, f"{step.thread} put the BSP into INIT_RECEIVED, and nobody sends it a SIPI", (step.n,))
 
     def no_guest_code_in_wfs(self, step: Step) -> Iterator[Violation]:
-        """A vCPU that waits for SIPI does not enter the guest.  mp_state is not watched: by I-I1 only this thread writes it."""
+        """A vCPU that waits for SIPI does not enter the guest."""
         state = self.vcpu.mp_state.value
         if step.op.fn == "vm_enter" and step.after & IN_GUEST and state in (1, KVM_MP_STATE_INIT_RECEIVED):
             yield Violation(self.check, f"{self.vcpu.name} enters the guest in {MP_STATE_NAMES[state]}", (step.n,))
 
     def no_interrupt_in_wfs(self, step: Step) -> Iterator[Violation]:
-        """A vCPU that waits for SIPI takes no fixed interrupt into service.  mp_state is read as above."""
+        """A vCPU that waits for SIPI takes no fixed interrupt into service."""
         if len(step.after) > len(step.before) and self.vcpu.mp_state.value in (1, KVM_MP_STATE_INIT_RECEIVED):
             yield Violation(
                 self.check, f"{self.vcpu.name} accepts interrupt {step.after[-1]:#x} while it waits for SIPI", (step.n,)
@@ -450,14 +450,15 @@ class InitSipi(Scenario):
         v = self.target(vm)
         mp_state, events, vector = v.mp_state, v.apic.pending_events, v.apic.sipi_vector
         inits = mp_state if vm.calls.apic_dm_init is dm_init_before else events
+        mutex = (v.mutex_word,)
         found: list[Monitor] = [
-            Check("I-I1", Check.single_writer, v, mp_state),
-            Check("I-I2", Check.init_not_overwritten, v, mp_state, sent=False),
-            Check("I-I2", Check.init_not_wiped, v, events),
-            Check("I-I3", Check.sipi_not_eaten, v, events),
-            Check("I-I4", Check.vector_fresh, v, inits, vector, sent=(OLD,) if vector.init == OLD else ()),
-            Check("I-I6", Check.no_guest_code_in_wfs, v, v.pcpu.cpu),
-            Check("I-I6", Check.no_interrupt_in_wfs, v, v.apic.isr),
+            Check("I-I1", Check.single_writer, v, mp_state, reads=mutex),
+            Check("I-I2", Check.init_not_overwritten, v, mp_state, reads=mutex, sent=False),
+            Check("I-I2", Check.init_not_wiped, v, events, reads=mutex),
+            Check("I-I3", Check.sipi_not_eaten, v, events, reads=mutex),
+            Check("I-I4", Check.vector_fresh, v, inits, vector, reads=mutex, sent=(OLD,) if vector.init == OLD else ()),
+            Check("I-I6", Check.no_guest_code_in_wfs, v, v.pcpu.cpu, reads=(mp_state,)),
+            Check("I-I6", Check.no_interrupt_in_wfs, v, v.apic.isr, reads=(mp_state,)),
         ]
         return [*found, Check("I-I5", Check.bsp_never_waits, v, mp_state)] if v.is_bsp else found
 

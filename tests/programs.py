@@ -11,6 +11,7 @@
 | `x@1` | set_bit of bit 1 | `cli` `sti` | IRQs of that CPU off and on |
 """
 
+import math
 import re
 from collections.abc import Callable, Iterable
 from types import SimpleNamespace
@@ -27,7 +28,10 @@ from actors.vm import Vm
 from racevisor.dependence import HappensBefore
 from racevisor.monitor import Monitor
 from racevisor.strategies.brute_force import BruteForce
+from racevisor.strategies.optimal import OptimalDpor
+from racevisor.strategies.sleep_sets import SleepSets
 from racevisor.strategies.source_dpor import SourceDpor
+from racevisor.strategies.states import StatefulSearch
 from racevisor.world import Channel, World
 
 WORD = re.compile(r"(r\d+)=([a-z])|([a-z])(:=|==|=|\+=|<>|\?|@)(\d+)(?:>(\d+))?|mb|wmb|rmb|lock|unlock|choose|ipi|cli|sti")
@@ -135,6 +139,45 @@ def by_brute_force(of: World, **options: Any) -> Search:
     found = search(of, BruteForce(), **options)
     assert found.strategy.exhausted
     return found
+
+
+class Exhaustive(NamedTuple):
+    """An exhaustive search, and whether its World has to run threads as automata."""
+
+    make: Callable[[], Any]
+    automata: bool
+
+
+#: What has to agree with brute force.  A new exhaustive strategy takes part in all such tests by a line here.
+EXHAUSTIVE = {
+    "source DPOR": Exhaustive(SourceDpor, automata=False),
+    "optimal DPOR": Exhaustive(OptimalDpor, automata=True),
+    "sleep sets": Exhaustive(SleepSets, automata=True),
+    "states": Exhaustive(StatefulSearch, automata=True),
+}
+
+
+def exhaust(name: str, make: Callable[[bool], World]) -> Search:
+    """Search the World that `make(automata)` makes to the end, with the exhaustive strategy of that name."""
+    kind = EXHAUSTIVE[name]
+    found = search(make(kind.automata), kind.make())
+    assert found.strategy.exhausted
+    return found
+
+
+def small_programs(words: Iterable[str], most: int = 600) -> st.SearchStrategy[str]:
+    """Two threads of up to four words, or three of up to two, with at most `most` interleavings even if stores are posted."""
+    word = st.sampled_from(list(words))
+    two = st.lists(st.lists(word, min_size=1, max_size=4), min_size=2, max_size=2)
+    three = st.lists(st.lists(word, min_size=1, max_size=2), min_size=3, max_size=3)
+    return (two | three).map(lambda threads: " | ".join(map(" ".join, threads))).filter(lambda p: interleavings(p) <= most)
+
+
+def interleavings(program: str) -> int:
+    """How many there are at most: a store may be two steps, an IPI is, and a choice has two answers."""
+    threads = [words.split() for words in program.split(" | ")]
+    steps = [len(words) + sum(word == "ipi" or ("=" in word and word[0] != "r") for word in words) for words in threads]
+    return math.factorial(sum(steps)) // math.prod(map(math.factorial, steps)) << program.count("choose")
 
 
 def trace_class(of: World) -> frozenset[Any]:

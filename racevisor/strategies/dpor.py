@@ -55,6 +55,7 @@ class Stateless(ABC, Generic[N]):
         self.bounded = False
         self.exhausted = False
         self.nodes: list[N] = []
+        self.sound = 0  # how many steps the present path takes before it meets a violation
         self.world: World | None = None
 
     # ---- what a search adds -----------------------------------------------------------------------------------------------
@@ -82,7 +83,8 @@ class Stateless(ABC, Generic[N]):
         if world.journal is None or not self.nodes:
             world.journal = []
             return False
-        world.undo(len(self.nodes) - 1)
+        # A step that was a violation is taken again: the World has to stop there again.
+        world.undo(min(len(self.nodes) - 1, self.sound))
         return True
 
     def begin(self, world: World, run: int) -> None:
@@ -120,6 +122,7 @@ class Stateless(ABC, Generic[N]):
         world = self.world
         assert world is not None
         status = execution.status
+        self.sound = len(execution.steps) - (status == "violated")
         if status == "violated" and self.past_violations:
             status = self._go_on(world, execution)
         if status == "pruned":
@@ -180,6 +183,6 @@ def inherited(sleep: Sleep, taken: Channel, access: Access) -> Sleep:
     cell, writes, own = access
     if cell is None:
         return sleep
-    if own is None and not cell.watched:
+    if own is None and not cell.judges:
         return {c: a for c, a in sleep.items() if a[0] is not cell or not (writes or a[1])}
     return {c: a for c, a in sleep.items() if independent(a, access)}

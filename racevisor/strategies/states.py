@@ -6,6 +6,7 @@ several checks that fail independently only one may be seen):
 * **private first**: a head on a cell that only its own thread ever touches commutes with everything, so it is taken alone
   (an ample set of one; Peled, CAV 1993).  Which cells are private is found out: a run starts by believing it of every cell
   that is not watched; the first time a second thread touches a believed-private cell, the search starts again knowing better.
+  A write to a cell that a monitor reads is private only if nobody else takes a step on the monitor's watched cells.
   A chain of 1,000 private steps is broken by a full expansion, so that no cycle hides the other threads for ever.
 * **sleep sets** with state matching (Godefroid, LNCS 1032, section 5.2): of two commuting heads one order is enough.
 * a state already expanded is not expanded again, except for what then slept.
@@ -23,7 +24,9 @@ from actors.ops import Code
 from racevisor.step import CHOICE, IPI, THREAD
 from racevisor.world import Channel, Execution, Leap, Snapshot, Thread, World, alone, livelock
 
-Sleep = dict[Channel, tuple[int, bool]]
+#: What a head touches: (domain, does it write?, what a monitor tells its step from)
+Touch = tuple[int, bool, tuple[int, ...]]
+Sleep = dict[Channel, Touch]
 _CHAIN = 1_000  # private steps in a row before the other threads are looked at; steps of an execution that only learns
 _LEARN = 64  # random executions first: they learn which cells are shared, and often meet a bad one
 _SHARED = -2
@@ -45,8 +48,8 @@ class StatefulSearch:
     """Exhaustive; `exhausted` is True once every state was expanded and no execution met the step bound."""
 
     def __init__(self) -> None:
-        self.domains: list[tuple[int, bool]] = []
-        self.owners: dict[int, int] = {}  # domain -> the one accessor seen so far, or _SHARED
+        self.domains: list[Domain] = []
+        self.owners: dict[int, int] = {}  # domain or pair of a monitor -> the one accessor seen so far, or _SHARED
         self.blocked = 0
         self.bounded = False
         self.exhausted = False
@@ -137,7 +140,7 @@ class StatefulSearch:
         known, cells, indices = self.own_cells.get(thread, (0, [], set()))
         if known != len(self.owners):  # more cells have turned out to be this thread's own
             mine = thread.channel.number
-            cells = [c for c in world.vm.cells if not c.watched and self.owners.get(self.domains[c.index][0]) == mine]
+            cells = [c for c in world.vm.cells if not c.watched and self._owns(mine, *self.domains[c.index])]
             indices = {c.index for c in cells}
             self.own_cells[thread] = (len(self.owners), cells, indices)
         buffer = thread.buffer
@@ -173,33 +176,41 @@ class StatefulSearch:
 
     # ---- inside -----------------------------------------------------------------------------------------------------------
 
-    def _access(self, channel: Channel) -> tuple[int, bool]:
-        """(domain, does it write?) of a head; (-1, False) if it touches nothing shared."""
+    def _access(self, channel: Channel) -> Touch:
+        """(domain, does it write?, pairs) of a head; (-1, False, ()) if it touches nothing shared."""
         cell, writes = self.world.access(channel)
         if cell is None:
-            return -1, False
-        domain, watched = self.domains[cell.index]
-        return domain, writes or watched
+            return -1, False, ()
+        domain, watched, pairs, pairs_if_written = self.domains[cell.index]
+        return domain, writes or watched, pairs_if_written if writes else pairs
+
+    def _owns(self, accessor: int, domain: int, _watched: bool, _pairs: Pairs, pairs_if_written: Pairs) -> bool:
+        """May the accessor take any step on a cell alone, by what is known already?"""
+        return all(self.owners.get(one) == accessor for one in (domain, *pairs_if_written))
 
     def _private(self, channel: Channel) -> bool:
         """Does the head commute with all that others may do?  Claims an untouched domain for its thread."""
         if channel.kind == CHOICE:
             return False
-        domain, _ = self._access(channel)
+        domain, _, pairs = self._access(channel)
         if domain < 0:
             return True
         accessor = _accessor(channel)
+        for pair in pairs:
+            if self.owners.setdefault(pair, accessor) != accessor:
+                return False
         return self.owners.setdefault(domain, accessor) == accessor
 
     def _touch(self, channel: Channel) -> None:
         """Note who is about to touch what; a second toucher of a believed-private domain means to start again."""
-        domain, _ = self._access(channel)
+        domain, _, pairs = self._access(channel)
         if domain >= 0:
             accessor = _accessor(channel)
-            owner = self.owners.setdefault(domain, accessor)
-            if owner != _SHARED and owner != accessor:
-                self.owners[domain] = _SHARED
-                self.again = True
+            for one in (domain, *pairs):
+                owner = self.owners.setdefault(one, accessor)
+                if owner != _SHARED and owner != accessor:
+                    self.owners[one] = _SHARED
+                    self.again = True
 
     def _expand(self, movable: list[Channel]) -> Channel | None:
         """A state where threads compete: what of it is left to explore?"""
@@ -238,13 +249,19 @@ class StatefulSearch:
 
     def _leave(self, channel: Channel, frame: _Frame) -> None:
         """Take `channel` out of a state: what commutes with it sleeps on; from now on it sleeps in that state itself."""
-        domain, writes = self._access(channel)
-        self.sleep = {o: access for o, access in frame.sleep.items() if not _dependent(o, access, channel, domain, writes)}
-        frame.sleep[channel] = (domain, writes)
+        touch = self._access(channel)
+        self.sleep = {o: access for o, access in frame.sleep.items() if not _dependent(o, access, channel, touch)}
+        frame.sleep[channel] = touch
 
 
-def domains(world: World) -> list[tuple[int, bool]]:
-    """Per cell: (domain, watched?).  Cells that one monitor watches together are one domain: their order is what it judges."""
+#: What a step on a watched cell has in common with a write to a cell that the same monitor reads: a number for the two cells.
+Pairs = tuple[int, ...]
+#: Of a cell: its domain, is it watched, the pairs that any step on it is part of, those that a write to it is part of.
+Domain = tuple[int, bool, Pairs, Pairs]
+
+
+def domains(world: World) -> list[Domain]:
+    """Per cell.  Cells that one monitor watches together are one domain: their order is what it judges."""
     parent = list(range(len(world.vm.cells)))
 
     def root(i: int) -> int:
@@ -256,7 +273,13 @@ def domains(world: World) -> list[tuple[int, bool]]:
         first, *others = monitor.watches
         for cell in others:
             parent[root(cell.index)] = root(first.index)
-    return [(root(cell.index), bool(cell.watched)) for cell in world.vm.cells]
+    pairs = {pair: len(parent) + n for n, pair in enumerate((m, cell) for m in world.monitors for cell in m.reads)}
+    found = []
+    for cell in world.vm.cells:
+        watching = tuple(pairs[monitor, read] for monitor in cell.watched for read in monitor.reads)
+        reading = tuple(pairs[monitor, cell] for monitor in cell.judges if monitor not in cell.watched)
+        found.append((root(cell.index), bool(cell.watched), watching, watching + reading))
+    return found
 
 
 def _accessor(channel: Channel) -> int:
@@ -264,7 +287,8 @@ def _accessor(channel: Channel) -> int:
     return -channel.number - 10 if channel.kind == IPI else channel.thread.channel.number
 
 
-def _dependent(a: Channel, access: tuple[int, bool], b: Channel, domain: int, writes: bool) -> bool:
+def _dependent(a: Channel, access: Touch, b: Channel, touch: Touch) -> bool:
     if a is b or (a.thread is b.thread and a.kind in _OF_THREAD and b.kind in _OF_THREAD):
         return True
-    return access[0] == domain and domain >= 0 and (access[1] or writes)
+    domain, writes, pairs = touch
+    return (access[0] == domain and domain >= 0 and (access[1] or writes)) or any(pair in access[2] for pair in pairs)
