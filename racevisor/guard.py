@@ -14,7 +14,8 @@ is new; then 1,024 in a row again.  So in a long search an input that turns up l
 `always` none does: the audit strategy sets it in the Worlds in which it runs every schedule again.
 
 What is not seen: what is no cell and no private attribute (a thread's coroutine, the guest program's position, a module's
-variable; strategies/audit.py finds some of that), `vars(actor)`, and a monitor that decides by `step.n` or by `where`.
+variable; strategies/audit.py finds some of that), `vars(actor)`, and a monitor that decides by `step.n`, by `where`, or by what
+it remembers outside `ghost`.
 Judgements of end states (`check`, `stuck`, `exists`, `outcome`) may read anything: they are made where nothing can move, and
 every reduction keeps those states.
 """

@@ -64,7 +64,7 @@ class Scenario:
         raise UsageError(f"scenario {type(self).__name__} has no build(self, vm, setup): nobody runs in it")
 
     def monitors(self, vm: Vm) -> list[Monitor]:
-        """Safety: what must hold at every step."""
+        """Safety: what must hold at every step.  A monitor declares what it watches and what it reads."""
         return []
 
     def exists(self, vm: Vm) -> bool | str:
