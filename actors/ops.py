@@ -84,14 +84,22 @@ def describe(op: Op) -> str:
     if op.fn in _NO_ARGUMENTS:
         return f"{op.fn}({cell})"
     args = ", ".join(str(x) for x in (op.a, op.b) if x is not None)
-    if op.code == Code.AWAIT:
-        return f"{op.fn}({cell}, {args})"
+    if op.fn == "await_masked":
+        return f"await_masked({cell}, {masked(op)})"
     name = op.fn
     if op.order == Order.NONE and op.fn in ("or", "andnot"):
         name = {"or": "set_bits", "andnot": "clear_bits"}[op.fn]
     elif op.order == Order.FULL and op.fn in ("or", "andnot"):
         name = {"or": "test_and_set_bits", "andnot": "test_and_clear_bits"}[op.fn]
     return f"{name}({cell}, {args})"
+
+
+def masked(op: Op) -> str:
+    """The condition and the effect of an await_masked: `& 0x3 == 0x1, &= ~0x1, |= 0x2`."""
+    mask, values = op.a
+    wanted = f"== {values[0]:#x}" if len(values) == 1 else f"in {', '.join(f'{value:#x}' for value in values)}"
+    clear, bits = op.b or (0, 0)
+    return f"& {mask:#x} {wanted}" + (f", &= ~{clear:#x}" if clear else "") + (f", |= {bits:#x}" if bits else "")
 
 
 # ---- what an op does to the value of its cell: the same functions in the World and on a live host -----------------------
@@ -126,11 +134,33 @@ RMW = {
     "ipi": _ipi,
 }
 
-#: Conditions of blocking ops by wire name: may the op go on?  Its effect is then `value = b` if b is not None.
+
+def _replace(value: Any, b: Any) -> Any:
+    return value if b is None else b
+
+
+def _update_bits(value: int, b: tuple[int, int] | None) -> int:
+    return value if b is None else value & ~b[0] | b[1]
+
+
+#: Conditions of blocking ops by wire name: may the op go on?
 AWAIT = {
     "await_eq": lambda value, a: bool(value == a),
     "await_bits": lambda value, a: bool(value & a),
+    "await_masked": lambda value, a: value & a[0] in a[1],
 }
+
+#: What a blocking op does to its cell in the step in which it goes on: new value = fn(old value, b); b is None if it only reads.
+AWAITED = {
+    "await_eq": _replace,
+    "await_bits": _replace,
+    "await_masked": _update_bits,
+}
+
+
+def may_write(op: Op) -> bool:
+    """Can a blocking op change its cell once it goes on?  Whether it did is told by the values before and after the step."""
+    return op.b is not None
 
 
 def apply(op: Op, value: Any) -> tuple[Any, Any]:
@@ -142,7 +172,7 @@ def apply(op: Op, value: Any) -> tuple[Any, Any]:
         return op.a, None
     if code == Code.RMW:
         return RMW[op.fn](value, op.a, op.b), value
-    return (value if op.b is None else op.b), value
+    return AWAITED[op.fn](value, op.b), value
 
 
 # ---- what the machine awaits; names and order of arguments are the kernel's ----------------------------------------------
@@ -244,6 +274,16 @@ def await_eq(cell: Cell, value: Any, new: Any = None) -> Op:
 def await_bits(cell: Cell, mask: int) -> Op:
     """Block until any bit of `mask` is set in the cell; returns the value seen."""
     return Op(Code.AWAIT, cell, "await_bits", mask, order=Order.FULL)
+
+
+def await_masked(cell: Cell, mask: int, value: int | tuple[int, ...], clear: int = 0, set: int = 0) -> Op:
+    """Block until `cell & mask` is `value` (or one of several); then, in the same step, clear and set bits.
+
+    A guarded action on a packed word: counting locks, reader-writer semaphores, a bit spinlock.  Without bits to clear or set
+    it only reads.  Returns the value seen.
+    """
+    values = value if isinstance(value, tuple) else (value,)
+    return Op(Code.AWAIT, cell, "await_masked", (mask, values), (clear, set) if clear or set else None, Order.FULL)
 
 
 def local_rmw(cell: Cell, fn: str, a: Any = None) -> Op:

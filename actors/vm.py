@@ -75,6 +75,7 @@ class Vm:
         self.devices: list[Device] = []
         self.setup = ""  # the scenario's set-up, for checks that ask
         self.memory: GuestMemory | None = None
+        self.groups: list[list[list[Actor]]] = []  # of interchangeable bundles
         self.fingerprints = False  # does the runtime want checkpoints?
 
     def add_vcpus(self, count: int, vectors: tuple[int, ...] = ()) -> None:
@@ -92,6 +93,29 @@ class Vm:
         self.by_name[actor.name] = actor
         if isinstance(actor, Device):
             self.devices.append(actor)
+
+    def interchangeable(self, bundles: list[list[Actor]]) -> None:
+        """Declare that these bundles (say, each vCPU with its LAPIC and physical CPU) do the same, each with what is its own.
+
+        Call it when all of them have their cells.  A stateful search may then treat states as one that differ only by which
+        bundle is in which state; it checks that the code bears the declaration out.  Values may name an actor of a bundle by
+        its plain name, alone or within a tuple.  Raises ValueError if the bundles are not of one shape.
+        """
+        shapes = [
+            [(type(a).__name__, [cell.name for cell in self.cells if cell.owner is a], [*a.state]) for a in bundle]
+            for bundle in bundles
+        ]
+        names = [actor.name for group in (*self.groups, bundles) for bundle in group for actor in bundle]
+        if len(set(names)) < len(names):
+            raise ValueError(f"an actor is in two interchangeable bundles: {', '.join(sorted(names))}")
+        for bundle, shape in zip(bundles, shapes, strict=True):
+            if not shape or shape != shapes[0]:
+                first, other = (", ".join(actor.name for actor in one) for one in (bundles[0], bundle))
+                raise ValueError(
+                    f"[{first}] and [{other}] are not of one shape, so they are not interchangeable\n"
+                    f"  classes, cells and private state must agree, one by one: {shapes[0]} and {shape}"
+                )
+        self.groups.append([list(bundle) for bundle in bundles])
 
     def add_cell(self, owner: Actor, name: str, init: Any) -> Cell:
         """Register a cell; its index is its address between hosts."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from actors.actor import Actor
 from actors.ops import Op
+from racevisor.errors import Unhashable
 
 if TYPE_CHECKING:
     from racevisor.channel import Thread
@@ -37,24 +38,27 @@ class Automata:
     def __init__(self, threads: list[Thread]) -> None:
         self.ops: list[Op | None] = []
         self.private: list[tuple[Any, ...]] = []
+        self.keys: list[tuple[Any, ...]] = []  # what tells a local state from the others: history, checkpoint or end
         self.moves: dict[Any, int] = {}
+        self.learned: list[tuple[Thread, int, Any, int]] = []  # every move in the order found: (thread, before, value, after)
         self._numbers: dict[Any, int] = {}
         self._origin: list[tuple[int, Any]] = []  # how a local state was first reached: (local state, value)
         self._live: dict[Thread, tuple[Any, int]] = {}  # a coroutine of the thread and the local state it stands in
         self.threads = threads
 
-    def move(self, thread: Thread, value: Any) -> int:
-        """The local state after `thread` got `value` in its present one (-1: not started)."""
-        key = (thread.history, value) if thread.history >= 0 else thread.actor.name
+    def move(self, thread: Thread, value: Any, before: int) -> int:
+        """The local state after `thread` got `value` in local state `before` (-1: not started)."""
+        key = (before, value) if before >= 0 else thread.actor.name
         try:
             after = self.moves.get(key)
         except TypeError as error:
-            raise TypeError(
+            raise Unhashable(
                 f"{thread.actor.name} was given {value!r}, which cannot be hashed; a stateful search must remember it\n"
                 f"  keep ints, strings, bools, None and tuples of them in cells"
             ) from error
         if after is None:
-            after = self.moves[key] = self._learn(thread, thread.history, value)
+            after = self.moves[key] = self._learn(thread, before, value)
+            self.learned.append((thread, before, value, after))
         return after
 
     def _learn(self, thread: Thread, before: int, value: Any) -> int:
@@ -74,9 +78,13 @@ class Automata:
             key = (actor.name, seen)
         else:
             key = (actor.name, before, value)
-        after = self._numbers.setdefault(key, len(self.ops))
+        try:
+            after = self._numbers.setdefault(key, len(self.ops))
+        except TypeError as error:
+            raise _unhashable(actor, "at its end" if op is None else f"at checkpoint {seen and seen[0]!r}") from error
         if after == len(self.ops):
             self.ops.append(op)
+            self.keys.append(key)
             self.private.append(tuple(getattr(actor, name) for name in actor.state))
             self._origin.append((before, value))
         self._live[thread] = (coroutine, after if op is not None else -2)
@@ -114,3 +122,16 @@ class Automata:
         """Drop every coroutine."""
         for thread in self.threads:
             self._forget(thread)
+
+
+def _unhashable(actor: Actor, when: str) -> Unhashable:
+    for name in actor.state:
+        value = getattr(actor, name)
+        try:
+            hash(value)
+        except TypeError:
+            return Unhashable(
+                f"{actor.name}.{name} is {value!r} {when}: a {type(value).__name__}, which cannot be hashed; "
+                f"a stateful search must remember it\n  keep a tuple instead of a list, a sorted tuple of pairs instead of a dict"
+            )
+    return Unhashable(f"{actor.name} has a private state {when} that cannot be hashed: {actor.local_state()!r}")

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from actors.actor import Cell
-from actors.ops import AWAIT, RMW, Code, Op, Order
+from actors.ops import AWAIT, AWAITED, RMW, Code, Op, Order, may_write
 from racevisor.step import CHOICE, IPI, STORE_BUFFER, THREAD, Step
 from racevisor.world import Channel, Thread, World
 
@@ -56,10 +56,8 @@ def access_of(channel: Channel, step: Step) -> Access:
     code = step.op.code
     if code == Code.LOAD:
         return Access(cell, False, channel.thread if channel.thread.buffer is not None else None)
-    if code == Code.RMW:
+    if code == Code.RMW or code == Code.AWAIT:
         return Access(cell, step.before != step.after, None)
-    if code == Code.AWAIT:
-        return Access(cell, step.op.b is not None, None)
     return Access(cell, True, None)
 
 
@@ -281,12 +279,13 @@ class HappensBefore:
     def overtaking(self, earlier: int, op: Op, access: Access) -> Access:
         """What a step with `op` will touch if it comes right before the step `earlier`, in a race with which it did `access`.
 
-        Only an RMW is another thing then: whether it changes anything depends on the value it meets.
+        Only an RMW or an await is another thing then: whether it changes anything depends on the value it meets.
         """
-        if op.code != _RMW or access.own is not None or self.accesses[earlier].cell is not access.cell:
+        if (op.code != _RMW and op.code != _AWAIT) or access.own is not None or self.accesses[earlier].cell is not access.cell:
             return access
         value = self._before[earlier]
-        return Access(access.cell, RMW[op.fn](value, op.a, op.b) != value, None)
+        after = RMW[op.fn](value, op.a, op.b) if op.code == _RMW else AWAITED[op.fn](value, op.b)
+        return Access(access.cell, after != value, None)
 
     def _overtaken(self, access: Access, op: Op, value: Any, cause: int, clock: int, direct: list[int]) -> list[Race]:
         """The races of a blocking op, executed (`value` is what it saw) or still blocked on a cell that holds `value`.
@@ -336,7 +335,7 @@ class HappensBefore:
         cause = self.full[steps.bit_length() - 1] if steps else 0
         if thread.buffer is not None:
             cause |= self._drained(thread, op, _ALL)
-        return self._overtaken(Access(op.cell, op.b is not None, None), op, op.cell.value, cause, cause, [])
+        return self._overtaken(Access(op.cell, may_write(op), None), op, op.cell.value, cause, cause, [])
 
 
 class _Judged(NamedTuple):

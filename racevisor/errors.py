@@ -17,6 +17,10 @@ class UndeclaredRead(UsageError):
     """A check looked at something that it did not declare: a reduced search may skip the order in which it looks different."""
 
 
+class Unhashable(RacevisorError, TypeError):
+    """A stateful search was given a value that it cannot recognise when it meets it again."""
+
+
 class TraceError(RacevisorError):
     """A trace file that is truncated, damaged, of another version, or of another scenario."""
 

@@ -11,7 +11,7 @@ from typing import Any
 from actors.actor import Actor, Cell
 from actors.guest import APIC_DM_FIXED, APIC_DM_INIT, APIC_DM_NMI, APIC_DM_STARTUP
 from actors.lapic import KVM_APIC_INIT, KVM_APIC_SIPI, Lapic
-from actors.ops import IN_GUEST, IPI_PENDING, IRQS_OFF, Code, Op, Order
+from actors.ops import IN_GUEST, IPI_PENDING, IRQS_OFF, Code, Op, Order, masked
 from actors.pcpu import Pcpu
 from actors.requests import (
     EXITING_GUEST_MODE,
@@ -132,6 +132,9 @@ def _rmw(step: Step, op: Op, cell: Cell, name: str) -> list[str]:
 
 
 def _await(step: Step, op: Op, cell: Cell, name: str) -> list[str]:
+    if op.fn == "await_masked":
+        seen = value_name(cell, step.result)
+        return [f"waited: {name} {masked(op)}, was {seen}", f"waited: {name} {masked(op)}", f"waited: {name}, was {seen}"]
     if op.b is not None:
         return [f"lock({name})"] if op.a == "" else [f"waited: {name} == {value_name(cell, op.a)}, = {value_name(cell, op.b)}"]
     if name.endswith("task_state"):

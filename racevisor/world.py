@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from actors.actor import Cell
-from actors.ops import AWAIT, RMW, Code, Op, Order
+from actors.ops import AWAIT, AWAITED, RMW, Code, Op, Order, may_write
 from actors.vm import Vm
 from racevisor.automata import Automata, resume
 from racevisor.channel import Channel as Channel
@@ -21,6 +21,7 @@ from racevisor.channel import Snapshot as Snapshot
 from racevisor.channel import Strategy as Strategy
 from racevisor.channel import Thread as Thread
 from racevisor.channel import Undo as Undo
+from racevisor.errors import Unhashable
 from racevisor.guard import Guard
 from racevisor.memory import StoreBuffer, buffer_name
 from racevisor.monitor import Monitor, Violation
@@ -153,7 +154,7 @@ class World:
             if self.automata is None:
                 op = resume(thread.actor, thread.send, None)
             else:
-                thread.history = self.automata.move(thread, None)
+                thread.history = self.automata.move(thread, None, thread.history)
                 op = self.automata.ops[thread.history]
             thread.op = op
             if op is not None:
@@ -226,7 +227,7 @@ class World:
             elif code == _AWAIT:
                 assert cell is not None
                 before = result = cell.value
-                after = before if op.b is None else op.b
+                after = AWAITED[op.fn](before, op.b)
             elif code == _SEND:
                 if op.a not in self._deliver:
                     raise ValueError(f"{thread.actor.name} sends an IPI to {op.a!r}; the CPUs are {', '.join(self._deliver)}")
@@ -283,7 +284,7 @@ class World:
             if self.automata is None:
                 op = resume(thread.actor, thread.send, result)
             else:
-                thread.history = self.automata.move(thread, result)
+                thread.history = self.automata.move(thread, result, thread.history)
                 op = self.automata.ops[thread.history]
             thread.op = op
             if op is None:
@@ -492,7 +493,9 @@ class World:
             if code == _RMW:
                 return cell, RMW[op.fn](cell.value, op.a, op.b) != cell.value
             if code == _AWAIT:
-                return cell, op.b is not None
+                if not AWAIT[op.fn](cell.value, op.a):
+                    return cell, may_write(op)
+                return cell, AWAITED[op.fn](cell.value, op.b) != cell.value
             return cell, True
         if kind == STORE_BUFFER:
             buffer = channel.thread.buffer
@@ -503,6 +506,25 @@ class World:
             assert op.cell is not None
             return op.cell, RMW[op.fn](op.cell.value, None, None) != op.cell.value
         return None, False
+
+    def unhashable(self) -> Unhashable:
+        """The error for a state that cannot be hashed: which value of it, and where it is kept."""
+        kept = [(cell.label, cell.value) for cell in self.vm.cells]
+        for thread in self.threads:
+            for entry in thread.buffer.entries if thread.buffer is not None else ():
+                kept.append((f"a store to {entry.cell.label} posted by {thread.actor.name}", entry.value))
+        for monitor in self.monitors:
+            name = monitor.check or type(monitor).__name__
+            kept += [(f"ghost variable {key!r} of check {name}", value) for key, value in monitor.ghost.items()]
+        for where, value in kept:
+            try:
+                hash(value)
+            except TypeError:
+                return Unhashable(
+                    f"{where} is {value!r}: a {type(value).__name__}, which cannot be hashed\n"
+                    f"  a stateful search must remember it: keep ints, strings, bools, None and tuples of them there"
+                )
+        return Unhashable("the state() of a monitor cannot be hashed; a stateful search must remember it")
 
     def fingerprint(self) -> tuple[Any, ...]:
         """The present state as a value: equal values behave alike.  Needs a World made with automata=True."""

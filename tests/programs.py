@@ -7,6 +7,7 @@
 | `r0=x` | READ_ONCE | `x==1` | wait until x is 1 |
 | `x+=1` | atomic_fetch_add | `x==1>0` | wait until x is 1, and make it 0 in the same step |
 | `x<>1` | xchg | `choose` | one of two answers |
+| `x&1>2` | wait until bits 1 of x are set; clear them, set bits 2 | | |
 | `x?0>1` | cmpxchg | `ipi` | send an IPI to the one physical CPU |
 | `x@1` | set_bit of bit 1 | `cli` `sti` | IRQs of that CPU off and on |
 """
@@ -34,7 +35,7 @@ from racevisor.strategies.source_dpor import SourceDpor
 from racevisor.strategies.states import StatefulSearch
 from racevisor.world import Channel, World
 
-WORD = re.compile(r"(r\d+)=([a-z])|([a-z])(:=|==|=|\+=|<>|\?|@)(\d+)(?:>(\d+))?|mb|wmb|rmb|lock|unlock|choose|ipi|cli|sti")
+WORD = re.compile(r"(r\d+)=([a-z])|([a-z])(:=|==|=|\+=|<>|\?|@|&)(\d+)(?:>(\d+))?|mb|wmb|rmb|lock|unlock|choose|ipi|cli|sti")
 ACCESS: dict[str, Callable[[Cell, int, Any], Any]] = {
     "=": lambda cell, a, _b: ops.WRITE_ONCE(cell, a),
     ":=": lambda cell, a, _b: ops.smp_store_release(cell, a),
@@ -43,6 +44,7 @@ ACCESS: dict[str, Callable[[Cell, int, Any], Any]] = {
     "?": lambda cell, a, b: ops.cmpxchg(cell, a, b),
     "@": lambda cell, a, _b: ops.set_bit(a, cell),
     "==": lambda cell, a, b: ops.await_eq(cell, a, b),
+    "&": lambda cell, a, b: ops.await_masked(cell, a, a, a, b),
 }
 
 Make = Callable[[Vm], list[Monitor]]

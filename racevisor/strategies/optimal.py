@@ -14,6 +14,7 @@ Where this differs from the page:
 
 from __future__ import annotations
 
+from actors.ops import may_write
 from racevisor.dependence import NOTHING, Access, HappensBefore, independent, process
 from racevisor.step import CHOICE
 from racevisor.strategies.dpor import Node, Sleep, Stateless, awake, inherited
@@ -102,11 +103,13 @@ class OptimalDpor(Stateless[_Node]):
         This has to wait for the end of the execution: what does not follow the earlier step of a race may come after both.
         """
         self._extend()
+        order = self.order
         self.ways: dict[int, int] = {}
         for thread in world.threads:
             if thread.op is not None and thread.channel.at < 0:
-                for earlier, _, past in self.order.blocked(thread):
-                    self.found.append((earlier, past, thread.channel, Access(thread.op.cell, thread.op.b is not None, None)))
+                for earlier, _, past in order.blocked(thread):
+                    access = order.overtaking(earlier, thread.op, Access(thread.op.cell, may_write(thread.op), None))
+                    self.found.append((earlier, past, thread.channel, access))
         for race in self.found:
             self._reverse(*race)
         self.found.clear()

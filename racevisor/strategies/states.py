@@ -11,6 +11,19 @@ several checks that fail independently only one may be seen):
 * **sleep sets** with state matching (Godefroid, LNCS 1032, section 5.2): of two commuting heads one order is enough.
 * a state already expanded is not expanded again, except for what then slept.
 
+`reduce=False` does without the first two: every distinct state is expanded with all heads that can move, and counted.
+
+`symmetry=True` adds a fourth: a state that is a permutation of one already expanded is not expanded again
+(racevisor.symmetry).  The search itself only ever walks through real states.  Why the other three stay sound with it:
+
+* What is believed of a cell is believed of its images, and whoever touches a cell touches it for all that he can be exchanged
+  with; so a permutation of a run that was not walked breaks no belief that the run itself would not break (`_claim`).
+* What slept in a state is kept by the names of channels in the canonical state.  Let s be explored, except for Z, and s' = p(s)
+  be met later with Z' asleep.  Whatever is reachable from s' without beginning, up to commutation, in Z', begins either
+  outside of p(Z), and then a permutation of it was reached from s; or in p(Z) - Z', which is explored now.  So induction over
+  the length of runs goes through as without symmetry, with "reached" read as "a permutation of it is reached", and the
+  set kept for both is p(Z) & Z'.  Independence is the same for images, because permutations keep ops and cells apart.
+
 Threads run as automata (racevisor.automata), so going back to a state copies a few values and executes nothing.
 """
 
@@ -19,37 +32,49 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
-from actors.actor import Cell
 from actors.ops import Code
 from racevisor.step import CHOICE, IPI, THREAD
-from racevisor.world import Channel, Execution, Leap, Snapshot, Thread, World, alone, livelock
+from racevisor.strategies.leaps import Domain, Leaps, Pairs
+from racevisor.symmetry import Symmetry
+from racevisor.world import Channel, Execution, Snapshot, World, alone, livelock
 
 #: What a head touches: (domain, does it write?, what a monitor tells its step from)
-Touch = tuple[int, bool, tuple[int, ...]]
+Touch = tuple[int, bool, Pairs]
 Sleep = dict[Channel, Touch]
 _CHAIN = 1_000  # private steps in a row before the other threads are looked at; steps of an execution that only learns
 _LEARN = 64  # random executions first: they learn which cells are shared, and often meet a bad one
 _SHARED = -2
 _OF_THREAD = (THREAD, CHOICE)
+_NOTHING: frozenset[Any] = frozenset()
+_UNSHARED: Touch = (-1, False, ())
 
 
 class _Frame:
     """A branching state on the present path: what is still to be tried there."""
 
-    __slots__ = ("sleep", "snapshot", "todo")
+    __slots__ = ("children", "sleep", "snapshot", "todo")
 
     def __init__(self, snapshot: Snapshot, todo: list[Channel], sleep: Sleep) -> None:
         self.snapshot = snapshot
         self.todo = todo
         self.sleep = sleep
+        self.children = len(todo) + 1
 
 
 class StatefulSearch:
-    """Exhaustive; `exhausted` is True once every state was expanded and no execution met the step bound."""
+    """Exhaustive; `exhausted` is True once every state was expanded and no execution met the step bound.
 
-    def __init__(self) -> None:
+    `states` are the states expanded (with `symmetry`, up to permutation).  With `reduce=False` they are all that can be
+    reached, and `generated` counts as TLC does: the initial state, and every transition out of every distinct state.
+    """
+
+    def __init__(self, *, reduce: bool = True, symmetry: bool = False) -> None:
+        self.reduce = reduce
+        self.wants_symmetry = symmetry
+        self.symmetry: Symmetry | None = None
         self.domains: list[Domain] = []
         self.owners: dict[int, int] = {}  # domain or pair of a monitor -> the one accessor seen so far, or _SHARED
+        self.settled: dict[int, bool] = {}  # local state -> is its head private?  For heads whose toucher is known
         self.blocked = 0
         self.bounded = False
         self.exhausted = False
@@ -57,13 +82,14 @@ class StatefulSearch:
         self._restart()
 
     def _restart(self) -> None:
-        self.visited: dict[Any, Sleep] = {}
+        self.visited: dict[Any, frozenset[Any]] = {}
         self.frames: list[_Frame] = []
+        self.under_way = False
         self.again = False
-        self.leaps: dict[Any, Leap] = {}
-        self.own_cells: dict[Thread, tuple[int, list[Cell], set[int]]] = {}
+        self.generated = 1
+        self.leaps = Leaps(self.domains, self.owners)
 
-    # ---- the three verbs --------------------------------------------------------------------------------------------------
+    # ---- the verbs --------------------------------------------------------------------------------------------------------
 
     def resume(self, world: World) -> bool:
         """Set out from the deepest state where something is left to try."""
@@ -74,12 +100,15 @@ class StatefulSearch:
 
     def begin(self, world: World, run: int) -> None:
         if not self.domains:
-            self.domains = domains(world)
+            self.domains.extend(domains(world))
+            if self.wants_symmetry:
+                self.symmetry = Symmetry(world)
         self.world = world
         self.chain = len(world.steps)
         self.alone: set[Any] = set()  # the states since only one thread has been able to move
-        self.learning = Random(f"learn:{run}").random if run < _LEARN else None
+        self.learning = Random(f"learn:{run}").random if run < _LEARN and self.reduce else None
         self.next = self.frames[-1].todo.pop() if self.frames else None
+        self.under_way = True
         self.sleep: Sleep = {}
 
     def pick(self, movable: list[Channel]) -> Channel | None:
@@ -92,9 +121,9 @@ class StatefulSearch:
             return channel
         if self.next is not None:
             channel, self.next = self.next, None
-            self._leave(channel, self.frames[-1])
+            self._leave(channel, self.frames[-1].sleep)
             return channel
-        while len(self.world.steps) - self.chain < _CHAIN:
+        while self.reduce and len(self.world.steps) - self.chain < _CHAIN:
             for channel in movable:
                 if self._private(channel):
                     break
@@ -103,7 +132,7 @@ class StatefulSearch:
             if channel in self.sleep:
                 self.blocked += 1
                 return None
-            if channel.kind == IPI or not self._leap(channel.thread):
+            if channel.kind == IPI or not self._leap(channel):
                 return channel
             if not movable:
                 return None
@@ -114,6 +143,7 @@ class StatefulSearch:
         for thread in self.world.threads:
             if thread.op is not None and thread.op.code == Code.AWAIT:
                 self._touch(thread.channel)  # who is blocked on a cell competes for it, though it never took a step on it
+        self.under_way = False
         if self.learning is not None:
             self.again = False
             return True
@@ -122,6 +152,8 @@ class StatefulSearch:
         if self.again:
             self._restart()
             return True
+        if execution.status == "terminal" and not self.reduce:
+            self.visited.setdefault(self._known()[0], _NOTHING)  # nobody was asked to pick there
         while self.frames and not self.frames[-1].todo:
             self.frames.pop()
         self.states = len(self.visited)
@@ -130,134 +162,140 @@ class StatefulSearch:
             return False
         return True
 
-    # ---- leaps: a run of private steps, taken at once the second time ------------------------------------------------------
-
-    def _leap(self, thread: Thread) -> bool:
-        """Take the thread's next private steps as one remembered leap; False if the next one has to be a step of its own."""
-        world = self.world
-        if self.sleep and (thread.channel in self.sleep or any(c in self.sleep for c in thread.flushes.values())):
-            return False  # a head that sleeps must not be moved along, for then its channel would sleep for the next head
-        known, cells, indices = self.own_cells.get(thread, (0, [], set()))
-        if known != len(self.owners):  # more cells have turned out to be this thread's own
-            mine = thread.channel.number
-            cells = [c for c in world.vm.cells if not c.watched and self._owns(mine, *self.domains[c.index])]
-            indices = {c.index for c in cells}
-            self.own_cells[thread] = (len(self.owners), cells, indices)
-        buffer = thread.buffer
-        key = (thread.history, tuple([c.value for c in cells]), () if buffer is None else buffer.contents())
-        leap = self.leaps.get(key)
-        if leap is None:
-            leap = self.leaps[key] = self._first_time(thread, cells, indices)
-            return bool(leap[0])
-        if leap[0]:
-            world.leap(thread, *leap)
-        return bool(leap[0])
-
-    def _first_time(self, thread: Thread, cells: list[Cell], indices: set[int]) -> Leap:
-        world = self.world
-        begin = len(world.steps)
-        own = [thread.channel, *thread.flushes.values()]
-        moved = True
-        while moved and len(world.steps) - begin < 100:
-            moved = False
-            for channel in own:
-                if channel.at >= 0 and self._leapable(channel, indices):
-                    world.step(channel)
-                    moved = True
-                    break
-        return world.steps[begin:], [(c, c.value) for c in cells], thread.history, thread.buffer and thread.buffer.copy()
-
-    def _leapable(self, channel: Channel, indices: set[int]) -> bool:
-        op = channel.thread.op
-        if channel.kind == THREAD and op is not None and op.code in (Code.SEND, Code.CHOOSE):
-            return False
-        cell, _ = self.world.access(channel)
-        return cell is None or cell.index in indices
+    def frontier(self) -> list[tuple[int, int]]:
+        """Per branching state from the first to the present path's last: (heads done with, heads to try that are known of)."""
+        path = [(frame.children - len(frame.todo) - 1, frame.children) for frame in self.frames]
+        if path and not self.under_way:
+            path[-1] = (path[-1][0] + 1, path[-1][1])
+        return path
 
     # ---- inside -----------------------------------------------------------------------------------------------------------
+
+    def _leap(self, channel: Channel) -> bool:
+        thread = channel.thread
+        if self.sleep and (thread.channel in self.sleep or any(c in self.sleep for c in thread.flushes.values())):
+            return False  # a head that sleeps must not be moved along, for then its channel would sleep for the next head
+        return self.leaps.take(self.world, thread)
 
     def _access(self, channel: Channel) -> Touch:
         """(domain, does it write?, pairs) of a head; (-1, False, ()) if it touches nothing shared."""
         cell, writes = self.world.access(channel)
         if cell is None:
-            return -1, False, ()
+            return _UNSHARED
         domain, watched, pairs, pairs_if_written = self.domains[cell.index]
         return domain, writes or watched, pairs_if_written if writes else pairs
 
-    def _owns(self, accessor: int, domain: int, _watched: bool, _pairs: Pairs, pairs_if_written: Pairs) -> bool:
-        """May the accessor take any step on a cell alone, by what is known already?"""
-        return all(self.owners.get(one) == accessor for one in (domain, *pairs_if_written))
+    def _shares(self, channel: Channel) -> Pairs:
+        """The domain and the pairs of a head, whatever values it will meet: an RMW may come to write."""
+        cell, _ = self.world.access(channel)
+        if cell is None:
+            return ()
+        domain, _, pairs, pairs_if_written = self.domains[cell.index]
+        if not pairs_if_written:
+            return (domain,)
+        op = channel.thread.op
+        return domain, *(pairs if channel.kind == THREAD and op is not None and op.code == Code.LOAD else pairs_if_written)
 
     def _private(self, channel: Channel) -> bool:
         """Does the head commute with all that others may do?  Claims an untouched domain for its thread."""
-        if channel.kind == CHOICE:
+        if channel.kind == THREAD:
+            settled = self.settled.get(channel.thread.history)
+            if settled is not None:
+                return settled
+        elif channel.kind == CHOICE:
             return False
-        domain, _, pairs = self._access(channel)
-        if domain < 0:
+        shares = self._shares(channel)
+        if not shares:
             return True
+        for share in shares:
+            if share not in self.owners:
+                self._claim(channel, share)
         accessor = _accessor(channel)
-        for pair in pairs:
-            if self.owners.setdefault(pair, accessor) != accessor:
-                return False
-        return self.owners.setdefault(domain, accessor) == accessor
+        owners = {self.owners[share] for share in shares}
+        private = owners == {accessor}
+        if channel.kind == THREAD and owners <= {accessor, _SHARED}:
+            self.settled[channel.thread.history] = private
+        return private
 
     def _touch(self, channel: Channel) -> None:
         """Note who is about to touch what; a second toucher of a believed-private domain means to start again."""
-        domain, _, pairs = self._access(channel)
-        if domain >= 0:
-            accessor = _accessor(channel)
-            for one in (domain, *pairs):
-                owner = self.owners.setdefault(one, accessor)
-                if owner != _SHARED and owner != accessor:
-                    self.owners[one] = _SHARED
-                    self.again = True
+        if channel.kind == THREAD and channel.thread.history in self.settled:
+            return
+        for share in self._shares(channel):
+            if self.owners.get(share) not in (_SHARED, _accessor(channel)):
+                self._claim(channel, share)
+
+    def _claim(self, channel: Channel, domain: int) -> None:
+        """Somebody touches a domain for the first time, and with him all that he can be exchanged with."""
+        claims = [(_accessor(channel), domain)]
+        if self.symmetry is not None and domain >= len(self.domains):
+            claims = [(_SHARED, domain)]  # a pair of a monitor; its images are other monitors' and nobody's own either
+        elif self.symmetry is not None:
+            claims = [
+                (_accessor(thread.channel) if thread is not None else _SHARED, self.domains[cell.index][0])
+                for thread, cell in self.symmetry.touches(channel, [i for i, d in enumerate(self.domains) if d[0] == domain])
+            ]
+        self.settled.clear()
+        for accessor, touched in claims:
+            owner = self.owners.setdefault(touched, accessor)
+            if owner != accessor and owner != _SHARED:
+                self.owners[touched] = _SHARED
+                self.again = True
+
+    def _known(self) -> tuple[Any, frozenset[Any] | None]:
+        """(a value that tells the present state from others, what slept in it before; None if it is new)."""
+        try:
+            key = self.world.fingerprint() if self.symmetry is None else self.symmetry.canonical()
+            return key, self.visited.get(key)
+        except TypeError as error:
+            raise self.world.unhashable() from error
 
     def _expand(self, movable: list[Channel]) -> Channel | None:
         """A state where threads compete: what of it is left to explore?"""
-        world = self.world
-        for channel in movable:
-            self._touch(channel)
-        if self.again:
-            return None
-        key = world.fingerprint()
-        slept = self.visited.get(key)
-        if not alone(movable):
+        if self.reduce:
+            for channel in movable:
+                self._touch(channel)
+            if self.again:
+                return None
+        key, slept = self._known()
+        if movable[0].thread is not movable[-1].thread or not alone(movable):
             self.alone.clear()
         elif key in self.alone and len(movable) == 1:  # nothing posted waits: the loop is not one that starves its own stores
-            world.violations.append(livelock(movable[0]))
+            self.world.violations.append(livelock(movable[0]))
             return None
         else:
             self.alone.add(key)
         sleep = self.sleep
         if slept is None:
-            self.visited[key] = dict(sleep)
+            self.generated += len(movable)
             todo = [c for c in movable if c not in sleep]
+        elif slept:
+            todo = [c for c in movable if c not in sleep and self._name(c) in slept]
+            sleep = {c: access for c, access in sleep.items() if self._name(c) in slept}
         else:
-            todo = [c for c in slept if c not in sleep]
-            sleep = {c: a for c, a in slept.items() if c in sleep}
-            self.visited[key] = dict(sleep)
+            todo = []
+        if todo or slept is None:
+            self.visited[key] = frozenset([self._name(c) for c in sleep]) if sleep else _NOTHING
         if not todo:
             self.blocked += 1
             return None
         # the last of `todo` is explored by this very execution; the others wait, each sleeping on those taken before it
         channel = todo.pop()
-        frame = _Frame(world.snapshot(), todo, dict(sleep)) if todo else None
-        if frame is not None:
-            self.frames.append(frame)
-        self._leave(channel, frame or _Frame(None, todo, sleep))  # type: ignore[arg-type]
+        sleep = dict(sleep)
+        if todo:
+            self.frames.append(_Frame(self.world.snapshot(), todo, sleep))
+        self._leave(channel, sleep)
         return channel
 
-    def _leave(self, channel: Channel, frame: _Frame) -> None:
+    def _name(self, channel: Channel) -> Any:
+        return channel if self.symmetry is None else self.symmetry.channel(channel)
+
+    def _leave(self, channel: Channel, sleep: Sleep) -> None:
         """Take `channel` out of a state: what commutes with it sleeps on; from now on it sleeps in that state itself."""
-        touch = self._access(channel)
-        self.sleep = {o: access for o, access in frame.sleep.items() if not _dependent(o, access, channel, touch)}
-        frame.sleep[channel] = touch
-
-
-#: What a step on a watched cell has in common with a write to a cell that the same monitor reads: a number for the two cells.
-Pairs = tuple[int, ...]
-#: Of a cell: its domain, is it watched, the pairs that any step on it is part of, those that a write to it is part of.
-Domain = tuple[int, bool, Pairs, Pairs]
+        if self.reduce:
+            touch = self._access(channel)
+            self.sleep = {o: access for o, access in sleep.items() if not _dependent(o, access, channel, touch)}
+            sleep[channel] = touch
 
 
 def domains(world: World) -> list[Domain]:
