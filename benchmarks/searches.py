@@ -1,4 +1,4 @@
-"""What the searches cost: optimal DPOR against a prototype, stateful search with symmetry, a machine taken apart, the first bug."""
+"""What the searches cost: DPOR against a prototype, stateful search with symmetry, a machine taken apart, the first bug."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from racevisor import __version__
+from racevisor.choose import help_text
 from racevisor.errors import RacevisorError
 
 INTERRUPTED = 130
@@ -67,14 +68,25 @@ def show(name: str, variants: tuple[str, ...], source: bool, as_json: bool) -> N
 @click.option("--memory", "memories", multiple=True, metavar="M", help="Only this memory model (sc, tso, pso); may be repeated.")
 @click.option(
     "--strategy",
-    default="states",
+    default="auto",
     show_default=True,
-    help="states and dpor are exhaustive; random is not; audit is random, and runs every schedule again, twice.",
+    metavar="NAME",
+    help="How to search, see above.",
 )
 @click.option(
-    "--runs", type=click.IntRange(1), help="At most this many executions a cell.  [default: no bound; random: 1000; audit: 100]"
+    "--budget",
+    metavar="TIME",
+    help="At most this long a cell: 60s, 2m, 1.5h.  [default: auto without --runs: 5m; others: no bound]",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of random and audit.")
+@click.option(
+    "--runs",
+    type=click.IntRange(1),
+    help="At most this many executions a cell.  [default: no bound; pct, random without --budget: 1000; audit: 100]",
+)
+@click.option("--depth", type=click.IntRange(1), help="Depth of the bugs that pct aims at, also within auto.  [default: 3]")
+@click.option("--bound", type=click.IntRange(0), help="How many delays or preemptions an execution may have.  [default: 2]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of pct (also within auto), random and audit.")
+@click.option("--symmetry", is_flag=True, help="states, auto: treat interchangeable vCPUs as one another.")
 @click.option("--jobs", type=click.IntRange(1), help="Processes.  [default: one per CPU]")
 @click.option("--max-steps", type=click.IntRange(1), help="Step bound of one execution.  [default: the scenario's]")
 @_trace_dir
@@ -83,14 +95,34 @@ def show(name: str, variants: tuple[str, ...], source: bool, as_json: bool) -> N
 @_full
 @_json
 def explore(**options: Any) -> int:
-    """Search the interleavings, and hold what is found against what the scenario claims.
-
-    Without --variant, --setup or --memory, all of them are explored: a table of verdicts. Every bad outcome found is saved as
-    a trace.
-    """
     from racevisor.commands.explore import explore_scenario
 
     return explore_scenario(**options)
+
+
+explore.help = f"""Search the interleavings, and hold what is found against what the scenario claims.
+
+Without --variant, --setup or --memory, all of them are explored: a table of verdicts.  Every bad outcome found is saved as
+a trace.  Only the verdict "exhausted" is a proof; what else was bounded, and what is left, is said below the table.
+
+Strategies:
+
+\b
+{help_text()}
+"""
+
+
+@cli.command()
+@click.option("--jobs", type=click.IntRange(1), help="Processes.  [default: one per CPU]")
+@_json
+def selfcheck(jobs: int | None, as_json: bool) -> int:
+    """Check the searches of this installation against known numbers: classes, outcomes, rates.  Under a minute.
+
+    Exit status 1 if any number differs.
+    """
+    from racevisor.commands.selfcheck import check
+
+    return check(jobs, as_json)
 
 
 @cli.command()

@@ -1,27 +1,27 @@
-"""Is the bad outcome reachable?  Search one case, or a whole table of them, and hold the answer against the claim."""
+"""Is the bad outcome reachable?  Search one case and hold the answer against the claim; tables of cases are racevisor.table."""
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 from actors.vm import Calls
-from racevisor.errors import UsageError
+from racevisor import choose
+from racevisor.budget import Budget
+from racevisor.choose import STRATEGIES as STRATEGIES
+from racevisor.choose import Kind, Wanted
+from racevisor.estimate import Estimate, Estimator
+from racevisor.ledger import Bounds, Ledger, Look, judge
 from racevisor.memory import MODELS
 from racevisor.monitor import Violation
-from racevisor.scenario import Always, Case, Never, Scenario, Sometimes, Source, from_source, load
+from racevisor.scenario import Always, Case, Never, Sometimes, load
 from racevisor.strategies.random_walk import RandomWalk
-from racevisor.strategies.states import StatefulSearch
-from racevisor.world import Execution
+from racevisor.world import Execution, World
 
-STRATEGIES = ("states", "dpor", "random", "audit")
-
-EXHAUSTIVE = ("states", "dpor")
+LOOK = 16  # executions between two looks at the clock and at the tree
 
 
 @dataclass
@@ -37,22 +37,16 @@ class Witness:
 
 @dataclass
 class Verdict:
-    """What was found for one case, how it was searched, and what the search did not do."""
+    """What was found for one case; `ledger` says how it was searched, and what the search did not do."""
 
     scenario: str
     variant: str
     setup: str
     memory: str
     claimed: str
+    #: Never, Sometimes or Always, as far as it was looked; `finding` is the word to show
     found: str
-    verdict: str  # exhausted | bound reached | budget spent
-    executions: int
-    bad: int
-    blocked: int
-    states: int
-    strategy: str
-    bound: str
-    seconds: float
+    ledger: Ledger
     outcomes: dict[str, int] = field(default_factory=dict)
     witness: Witness | None = None
     good: Witness | None = None
@@ -60,17 +54,65 @@ class Verdict:
     calls: frozenset[str] = frozenset()
 
     @property
+    def verdict(self) -> str:
+        """exhausted, bound reached or budget spent."""
+        return self.ledger.verdict
+
+    @property
+    def executions(self) -> int:
+        """Complete ones."""
+        return self.ledger.executions
+
+    @property
+    def bad(self) -> int:
+        """How many of them were bad."""
+        return self.ledger.bad
+
+    @property
+    def states(self) -> int:
+        """Of a search that counts them, else 0."""
+        return self.ledger.states
+
+    @property
+    def bound(self) -> str:
+        """What was covered, or what ended the search."""
+        return self.ledger.reason
+
+    @property
+    def strategy(self) -> str:
+        """What ran."""
+        return self.ledger.strategy
+
+    @property
+    def seconds(self) -> float:
+        """How long it took."""
+        return self.ledger.seconds
+
+    @property
+    def finding(self) -> str:
+        """`found` if it is proved, else what was seen: a search that left something out shows no Never."""
+        if self.ledger.exhausted or (self.bad and self.good is not None):
+            return self.found
+        return "found" if self.bad else "not found"
+
+    @property
     def confirmed(self) -> bool:
         """Does the finding bear the claim out?  Never and Always need a complete search, Sometimes two witnesses."""
-        return self.found == self.claimed and (self.verdict == "exhausted" or self.claimed == Sometimes)
+        return self.found == self.claimed == self.finding
 
     def to_json(self) -> dict[str, Any]:
         """One entry of `claims` in `explore --json`."""
-        entry = asdict(self)
-        del entry["witness"], entry["good"], entry["calls"]
-        entry["confirmed"] = self.confirmed
-        entry["violations"] = [v.check for v in self.witness.violations] if self.witness else []
-        return entry
+        own = ("scenario", "variant", "setup", "memory", "claimed", "found", "outcomes")
+        of_ledger = ("verdict", "executions", "bad", "blocked", "states", "strategy", "seconds")
+        return {
+            **{name: getattr(self, name) for name in own},
+            **{name: getattr(self.ledger, name) for name in of_ledger},
+            "bound": self.bound,
+            "finding": self.finding,
+            "confirmed": self.confirmed,
+            "violations": [v.check for v in self.witness.violations] if self.witness else [],
+            "ledger": self.ledger.to_json(),
+        }
 
 
 def witness(execution: Execution) -> Witness:
@@ -91,86 +133,144 @@ class _Recorder(Calls):
         return getattr(self.inner, name)  # type: ignore[no-any-return]
 
 
-def _strategy(name: str, case: Case, seed: int, runs: int | None) -> Any:
-    if name == "states":
-        return StatefulSearch()
-    if name == "dpor":
-        from racevisor.strategies.source_dpor import SourceDpor
+class _Tally:
+    """What the executions of one search showed."""
 
-        return SourceDpor()
-    if name == "random":
-        return RandomWalk(seed, runs or 1000)
-    if name == "audit":
-        from racevisor.strategies.audit import Audit
+    def __init__(self) -> None:
+        self.complete = self.bad = self.cut = 0
+        self.outcomes: dict[str, int] = {}
+        self.worst: Witness | None = None
+        self.good: Witness | None = None
 
-        return Audit(RandomWalk(seed, runs or 100), case.world)
-    raise UsageError(f"there is no strategy {name!r}\n  strategies: {', '.join(STRATEGIES)}")
+    def add(self, execution: Execution) -> None:
+        """Count it, and keep it if it is the first good one or the shortest bad one."""
+        if execution.status in ("terminal", "violated"):
+            self.complete += 1
+            self.outcomes[str(execution.outcome)] = self.outcomes.get(str(execution.outcome), 0) + 1
+            if execution.bad:
+                self.bad += 1
+                if self.worst is None or len(execution.steps) < len(self.worst.schedule):
+                    self.worst = witness(execution)
+            elif self.good is None:
+                self.good = witness(execution)
+        elif execution.status == "bounded":
+            self.cut += 1
+
+
+class _Watch:
+    """Looks at a search now and then: at the clock, and at how much of the tree is done."""
+
+    def __init__(self, picker: Any, budget: Budget, on_look: Look | None) -> None:
+        self.picker = picker
+        self.budget = budget
+        self.on_look = on_look
+        self.decide = getattr(picker, "decide", None)
+        self.frontier = getattr(picker, "frontier", None)
+        self.estimator = Estimator(recognises_states=hasattr(picker, "states"))
+
+    def look(self, run: int) -> None:
+        """So many executions have been run."""
+        self.budget.look(run)
+        if self.frontier is not None:
+            self.estimator.observe(run, self.frontier(), self.budget.elapsed)
+        if self.decide is not None:
+            self.decide(self.budget, self.estimator.estimate)
+        if self.on_look is not None:
+            self.on_look(run, getattr(self.picker, "states", 0), self.budget.elapsed, self.estimator.estimate)
+
+    def remains(self, *, ended: bool) -> Estimate | None:
+        """What a search had left that was given up, or that did not come to its end (`ended`), which may be that of its bound."""
+        given_up: Estimate | None = getattr(self.picker, "given_up", None)
+        return given_up if given_up is not None or ended else self.estimator.estimate()
 
 
 def explore_case(
     case: Case,
     *,
-    strategy: str = "states",
-    runs: int | None = None,
-    seed: int = 0,
-    max_steps: int | None = None,
-    to_the_end: bool = False,
-    should_stop: Callable[[int], bool] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+    on_look: Look | None = None,
+    **options: Any,
 ) -> Verdict:
-    """Search one case.
+    """Search one case; `options` are the fields of racevisor.choose.Wanted, by default strategy `auto`.
 
-    `runs` bounds the number of executions (default: no bound for exhaustive strategies, 1000 for random).  A search that has
-    met a bad and a good execution has settled on Sometimes and stops there, unless it is asked to go on `to_the_end`.
+    `runs` bounds the number of executions and `budget` the seconds; where neither is said, `auto` has a budget, samplers have a
+    number of runs, and exhaustive strategies go on until they are done.  A search that has met a bad and a good execution has
+    settled on Sometimes and stops there, unless it is asked to go on `to_the_end`; samplers go on.  Every so many executions
+    `on_look` is told how far the search is.  Raises UsageError for options that do not go together.
     """
-    started = time.perf_counter()
-    picker = _strategy(strategy, case, seed, runs)
-    world = case.world(max_steps=max_steps, automata=strategy == "states")
+    wanted = Wanted(**options)
+    kind = choose.kind(wanted)
+    picker = kind.make(wanted, case)
+    seconds = wanted.budget
+    if seconds is None and wanted.runs is None and wanted.strategy == "auto":
+        seconds = choose.AUTO_BUDGET
+    budget = Budget(seconds, wanted.runs, clock)
+    watch = _Watch(picker, budget, on_look)
+    world = case.world(max_steps=wanted.max_steps, automata=kind.automata)
     recorder = world.vm.calls = _Recorder(world.vm.calls)
-    complete = bad = bounded = run = 0
-    bad_witness = good_witness = None
-    outcomes: dict[str, int] = {}
-    stopped = settled = False
+    tally = _Tally()
     try:
-        while True:
-            execution = world.run(picker, run)
-            if execution.status in ("terminal", "violated"):
-                complete += 1
-                outcomes[str(execution.outcome)] = outcomes.get(str(execution.outcome), 0) + 1
-                if execution.bad:
-                    bad += 1
-                    if bad_witness is None or len(execution.steps) < len(bad_witness.schedule):
-                        bad_witness = witness(execution)
-                elif good_witness is None:
-                    good_witness = witness(execution)
-            elif execution.status == "bounded":
-                bounded += 1
-            run += 1
-            settled = bad > 0 and good_witness is not None and not to_the_end and strategy in EXHAUSTIVE
-            if settled or not picker.end(execution):
-                break
-            if (runs is not None and run >= runs) or (should_stop is not None and should_stop(run)):
-                stopped = True
-                break
+        run, settled, stopped = _search(world, picker, tally, watch, stops_when_settled=kind.systematic and not wanted.to_the_end)
     finally:
         world.close()
-    exhausted = getattr(picker, "exhausted", False)
-    if exhausted and not complete:
-        verdict, bound = "bound reached", "no execution ends, all run for ever; what must not be left undone was not judged"
-    elif exhausted:
-        verdict, bound = "exhausted", "every reachable state" if strategy == "states" else "one execution per Mazurkiewicz trace"
-    elif settled:
-        verdict, bound = "bound reached", "stopped at the first bad and the first good execution, which settle it"
-    elif bounded and not stopped and strategy in EXHAUSTIVE:
-        verdict, bound = "bound reached", f"{bounded} executions were cut at {world.max_steps} steps"
-    else:
-        verdict, bound = "budget spent", f"{run} executions"
+    budget.look(run)
+    ledger = _ledger(wanted, kind, picker, world, tally, watch, settled, stopped)
     # only a complete search can say Always: a good execution may be among those that were not run
-    found = Never if not bad else Always if exhausted and good_witness is None else Sometimes
+    found = Never if not tally.bad else Always if ledger.exhausted and tally.good is None else Sometimes
     return Verdict(
-        case.scenario.name, case.variant_name, case.setup, case.memory, case.claimed, found, verdict, complete, bad,
-        getattr(picker, "blocked", 0), getattr(picker, "states", 0), strategy, bound, time.perf_counter() - started,
-        outcomes, bad_witness, good_witness, frozenset(recorder.names),
+        case.scenario.name, case.variant_name, case.setup, case.memory, case.claimed, found, ledger,
+        tally.outcomes, tally.worst, tally.good, frozenset(recorder.names),
     )  # fmt: skip
+
+
+def _search(world: World, picker: Any, tally: _Tally, watch: _Watch, *, stops_when_settled: bool) -> tuple[int, bool, bool]:
+    """(executions run, did a bad and a good one settle it, did the budget end it)."""
+    runs = watch.budget.runs
+    run = 0
+    while True:
+        execution = world.run(picker, run)
+        tally.add(execution)
+        run += 1
+        settled = stops_when_settled and tally.bad > 0 and tally.good is not None
+        if settled or not picker.end(execution):
+            return run, settled, False
+        if run % LOOK == 0 or run == runs:
+            watch.look(run)
+            if watch.budget.spent:
+                return run, False, True
+
+
+def _ledger(
+    wanted: Wanted, kind: Kind, picker: Any, world: World, tally: _Tally, watch: _Watch, settled: bool, stopped: bool
+) -> Ledger:
+    budget = watch.budget
+    exhausted = bool(getattr(picker, "exhausted", False))
+    limit = picker.limit_words() if getattr(picker, "cut", False) else ""
+    covers = kind.covers if getattr(picker, "changed_at", None) is None else ""
+    verdict, reason = judge(
+        exhausted=exhausted, complete=tally.complete, settled=settled, stopped=budget.spent_words() if stopped else "",
+        cut=tally.cut, limit=limit, steps=world.max_steps, covers=covers, runs=budget.executions,
+    )  # fmt: skip
+    guarantee = getattr(picker, "guarantee", None)
+    bound = (choose.BOUND if wanted.bound is None else wanted.bound) if "bound" in kind.takes else None
+    return Ledger(
+        strategy=getattr(picker, "name", wanted.strategy),
+        memory=world.memory,
+        verdict=verdict,
+        reason=reason,
+        bounds=Bounds(world.max_steps, choose.run_bound(wanted), budget.seconds, bound),
+        executions=tally.complete,
+        bad=tally.bad,
+        cut=tally.cut,
+        blocked=getattr(picker, "blocked", 0),
+        states=getattr(picker, "states", 0),
+        classes=tally.complete if kind.one_per_class else getattr(picker, "classes", 0) or None,
+        seconds=budget.elapsed,
+        why="" if settled else getattr(picker, "why", ""),
+        remains=watch.remains(ended=not (stopped or settled)),
+        guarantee=guarantee() if guarantee is not None else None,
+        by_clock=(stopped and budget.by_clock) or getattr(picker, "by_clock", False),
+    )
 
 
 def clearest(case: Case, found: Witness, *, runs: int = 300) -> Witness:
@@ -212,84 +312,10 @@ def explore(
     on_progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> Iterator[Verdict]:
-    """Verdicts in the order of `wanted`; `on_progress(done, of)` after each.  Several processes if `jobs` > 1.
+    """Verdicts in the order of `wanted`, each as explore_case(case, **options) gives it; several processes if `jobs` > 1.
 
-    A variant that replaces only functions that are never called in a set-up is the same code there as the reference variant
-    (the one that replaces nothing); it gets the reference's verdict, and its bound says so.
+    `on_progress(done, of)` is called whenever a cell is done, in whatever order they are.
     """
-    pool = ProcessPoolExecutor(jobs, initializer=_ignore_interrupts) if jobs > 1 and len(wanted) > 1 else None
-    table = _Table(wanted, pool, options)
-    try:
-        for n in range(len(wanted)):
-            verdict = table.settle(n)
-            if on_progress:
-                on_progress(n + 1, len(wanted))
-            yield verdict
-    finally:
-        if pool is not None:
-            workers = list((pool._processes or {}).values())
-            pool.shutdown(wait=False, cancel_futures=True)
-            for worker in workers:  # a cell that is half searched is worth nothing, and Ctrl-C must not wait for it
-                worker.terminate()
+    from racevisor.table import verdicts
 
-
-class _Table:
-    """Cells being searched: references first, then what is not the same code."""
-
-    def __init__(self, wanted: list[Case], pool: ProcessPoolExecutor | None, options: dict[str, Any]) -> None:
-        self.wanted = wanted
-        self.pool = pool
-        self.options = options
-        self.done: dict[int, Verdict] = {}
-        self.asked: dict[int, Future[Verdict]] = {}
-        self.references: dict[tuple[str, str], int] = {}
-        for n, case in enumerate(wanted):
-            if not case.variant.replaces and not case.variant.exempt:
-                self.references.setdefault((case.setup, case.memory), n)
-        if pool is not None:
-            for n in self.references.values():
-                self._ask(n)
-            for n in range(len(wanted)):
-                if n not in self.asked and self._same_code(n) is None:
-                    self._ask(n)
-
-    def _ask(self, n: int) -> None:
-        case = self.wanted[n]
-        assert self.pool is not None
-        task = (case.source.path, case.source.text, case.variant_name, case.setup, case.memory, self.options)
-        self.asked[n] = self.pool.submit(_in_worker, *task)
-
-    def settle(self, n: int) -> Verdict:
-        """The verdict of one cell."""
-        if n not in self.done:
-            if n in self.asked:
-                self.done[n] = self.asked[n].result()
-            else:
-                self.done[n] = self._same_code(n) or explore_case(self.wanted[n], **self.options)
-        return self.done[n]
-
-    def _same_code(self, n: int) -> Verdict | None:
-        case = self.wanted[n]
-        of = self.references.get((case.setup, case.memory))
-        if of is None or of == n or case.variant.exempt:
-            return None
-        verdict = self.settle(of)
-        if verdict.verdict != "exhausted" or case.variant.replaces.keys() & verdict.calls:
-            return None
-        bound = f"the same code as {verdict.variant}: nothing that {case.variant_name} replaces is called here"
-        return replace(verdict, variant=case.variant_name, claimed=case.claimed, bound=bound, seconds=0.0)
-
-
-def _ignore_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
-
-
-_loaded: dict[str, Scenario] = {}
-
-
-def _in_worker(path: str, text: str, variant: str, setup: str, memory: str, options: dict[str, Any]) -> Verdict:
-    source = Source(path, text)
-    scenario = _loaded.get(source.digest)
-    if scenario is None:
-        scenario = _loaded[source.digest] = from_source(source)
-    return explore_case(Case(scenario, source, variant, setup, memory), **options)
+    return verdicts(wanted, jobs, on_progress, options)

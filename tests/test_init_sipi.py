@@ -114,7 +114,7 @@ def test_the_number_of_states_and_end_states_of_the_reference_is_what_it_was() -
 def test_source_dpor_and_the_stateful_search_agree_where_both_can_finish() -> None:
     for variant in ("before", "latch", "I-M10", "I-M13"):
         case = one(variant, "init_only")
-        by_traces = explore_case(case, strategy="dpor", to_the_end=True)
+        by_traces = explore_case(case, strategy="source", to_the_end=True)
         by_states = explore_case(case, to_the_end=True)
         assert by_traces.verdict == by_states.verdict == "exhausted"
         assert by_traces.found == by_states.found

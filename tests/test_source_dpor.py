@@ -13,167 +13,32 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import Make, by_brute_force, by_source_dpor, end_state, search, world
 
-from actors.ops import READ_ONCE, WRITE_ONCE, await_eq, cmpxchg
-from actors.sync import Lock
+from actors.ops import READ_ONCE, WRITE_ONCE, await_eq
 from actors.thread import Thread
 from actors.vm import Vm
 from racevisor.errors import NotDeterministic
 from racevisor.memory import MODELS
 from racevisor.monitor import Monitor, Violation
+from racevisor.oracles.programs import (
+    ainc,
+    cas,
+    casrot,
+    dining,
+    filesystem,
+    inc,
+    indexer,
+    lastzero,
+    lockinc,
+    machine,
+    popl,
+    readers,
+    taking,
+    wainc,
+)
 from racevisor.step import Step
 from racevisor.strategies.brute_force import BruteForce
 from racevisor.strategies.source_dpor import SourceDpor
 from racevisor.world import World
-
-Body = Callable[[Any], Any]
-
-
-def machine(bodies: list[Body], automata: bool = False, **cells: Any) -> World:
-    """Threads that share `cells`; each body is called with the thread and finds the cells in `thread.vm.memory`."""
-    vm = Vm()
-    vm.guest_memory(**cells)
-    for i, body in enumerate(bodies):
-        Thread(vm, f"P{i}", body, seen=())
-    return World(vm, "sc", automata=automata)
-
-
-# ---- programs with a known number of classes ------------------------------------------------------------------------------
-
-
-def readers(n: int) -> World:
-    return world(" | ".join(["x=42", *["r0=x"] * n]))
-
-
-def lastzero(n: int, automata: bool = False) -> World:
-    async def reader(me: Any) -> None:
-        i = n
-        while await READ_ONCE(getattr(me.vm.memory, f"a{i}")):
-            i -= 1
-
-    def writer(j: int) -> Body:
-        async def body(me: Any) -> None:
-            before = await READ_ONCE(getattr(me.vm.memory, f"a{j - 1}"))
-            await WRITE_ONCE(getattr(me.vm.memory, f"a{j}"), before + 1)
-
-        return body
-
-    return machine([reader, *(writer(j) for j in range(1, n + 1))], automata, **{f"a{i}": 0 for i in range(n + 1)})
-
-
-def filesystem(n: int) -> World:
-    inodes, blocks = 32, 26
-
-    def process(t: int) -> Body:
-        async def body(me: Any) -> None:
-            memory = me.vm.memory
-            i = t % inodes
-            async with Lock(getattr(memory, f"inode_lock{i}")).held_by(me):
-                if await READ_ONCE(getattr(memory, f"inode{i}")) == 0:
-                    b = 2 * i % blocks
-                    while True:
-                        async with Lock(getattr(memory, f"block_lock{b}")).held_by(me):
-                            if not await READ_ONCE(getattr(memory, f"busy{b}")):
-                                await WRITE_ONCE(getattr(memory, f"busy{b}"), 1)
-                                await WRITE_ONCE(getattr(memory, f"inode{i}"), b + 1)
-                                break
-                        b = (b + 1) % blocks
-
-        return body
-
-    cells: dict[str, Any] = {f"inode{i}": 0 for i in range(inodes)} | {f"inode_lock{i}": "" for i in range(inodes)}
-    cells |= {f"busy{b}": 0 for b in range(blocks)} | {f"block_lock{b}": "" for b in range(blocks)}
-    return machine([process(t) for t in range(n)], **cells)
-
-
-def indexer(n: int) -> World:
-    size = 128
-
-    def process(t: int) -> Body:
-        async def body(me: Any) -> None:
-            for m in range(1, 5):
-                w = 11 * m + t
-                h = 7 * w % size
-                while await cmpxchg(getattr(me.vm.memory, f"table{h}"), 0, w):
-                    h = (h + 1) % size
-
-        return body
-
-    return machine([process(t) for t in range(n)], **{f"table{h}": 0 for h in range(size)})
-
-
-def inc(n: int) -> World:
-    def process(i: int) -> Body:
-        async def body(me: Any) -> None:
-            value = await READ_ONCE(me.vm.memory.x)
-            await WRITE_ONCE(me.vm.memory.x, value + 2**i)
-
-        return body
-
-    return machine([process(i) for i in range(n)], x=0)
-
-
-def ainc(n: int) -> World:
-    return world(" | ".join(["x+=1"] * n))
-
-
-def cas(n: int) -> World:
-    return world(" | ".join(f"x?0>{i}" for i in range(1, n + 1)))
-
-
-def casrot(n: int) -> World:
-    return world(" | ".join(f"x?{i - 1}>{i}" for i in range(1, n + 1)))
-
-
-def wainc(n: int) -> World:
-    return world(" | ".join(["x=42", *["x+=1"] * n]))
-
-
-def lockinc(n: int) -> World:
-    async def body(me: Any) -> None:
-        async with Lock(me.vm.memory.mutex).held_by(me):
-            value = await READ_ONCE(me.vm.memory.x)
-            await WRITE_ONCE(me.vm.memory.x, value + 1)
-
-    return machine([body] * n, mutex="", x=0)
-
-
-def taking(*names: str) -> Body:
-    """Takes the locks in this order and gives them back."""
-
-    async def body(me: Any) -> None:
-        held = [Lock(getattr(me.vm.memory, name)) for name in names]
-        for lock in held:
-            await lock.acquire(me)
-        for lock in reversed(held):
-            await lock.release()
-
-    return body
-
-
-def dining(n: int) -> World:
-    forks = [f"fork{i}" for i in range(n)]
-    return machine([taking(forks[i], forks[(i + 1) % n]) for i in range(n)], **dict.fromkeys(forks, ""))
-
-
-def popl() -> World:
-    """The example with which the paper on source sets shows what blocks."""
-
-    async def r(me: Any) -> None:
-        if await READ_ONCE(me.vm.memory.y) == 0:
-            await WRITE_ONCE(me.vm.memory.z, 1)
-
-    async def s(me: Any) -> None:
-        if await READ_ONCE(me.vm.memory.z) == 1 and await READ_ONCE(me.vm.memory.y) == 0:
-            await WRITE_ONCE(me.vm.memory.x, 2)
-
-    async def p(me: Any) -> None:
-        await WRITE_ONCE(me.vm.memory.x, 1)
-
-    async def q(me: Any) -> None:
-        await WRITE_ONCE(me.vm.memory.y, 1)
-
-    return machine([p, q, r, s], x=0, y=0, z=0)
-
 
 CLASSES = [
     (readers, {2: 4, 8: 256}),

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from racevisor import trace
+from racevisor import choose, trace
+from racevisor.budget import parse, words
 from racevisor.commands.output import (
     Meter,
     console,
@@ -23,8 +24,9 @@ from racevisor.commands.output import (
     trace_folder,
     trace_name,
 )
-from racevisor.errors import RacevisorError, UsageError
-from racevisor.explore import STRATEGIES, Verdict, cases, clearest, explore, explore_case
+from racevisor.errors import RacevisorError
+from racevisor.explore import Verdict, cases, clearest, explore, explore_case
+from racevisor.ledger import short
 from racevisor.scenario import Always, Case, Never
 
 
@@ -33,27 +35,23 @@ def explore_scenario(
     variants: tuple[str, ...],
     setups: tuple[str, ...],
     memories: tuple[str, ...],
-    strategy: str,
-    runs: int | None,
-    seed: int,
+    budget: str | None,
     jobs: int | None,
-    max_steps: int | None,
-    to_the_end: bool,
     trace_dir: Path | None,
     picture: bool,
     full: bool,
     as_json: bool,
+    **options: Any,
 ) -> int:
-    """Returns the exit status: 0 if every claim is confirmed."""
+    """Returns the exit status: 0 if every claim is confirmed.  `options` are the other fields of racevisor.choose.Wanted."""
     out = console()
     verdicts: list[Verdict] = []
     with quiet_if(as_json):
         wanted = cases(name, variants, setups, memories)
-        if strategy not in STRATEGIES:
-            raise UsageError(f"there is no strategy {strategy!r}\n  strategies: {', '.join(STRATEGIES)}")
-        options = {"strategy": strategy, "runs": runs, "seed": seed, "max_steps": max_steps, "to_the_end": to_the_end}
+        options["budget"] = parse(budget) if budget is not None else None
+        choose.kind(choose.Wanted(**options))
         interrupted = _search(wanted, verdicts, jobs, options)
-        traces, problem = _save(wanted, verdicts, trace_dir, seed)
+        traces, problem = _save(wanted, verdicts, trace_dir, options["seed"])
     confirmed = sum(v.confirmed for v in verdicts)
     status = 130 if interrupted else problem.exit_status if problem else 0 if confirmed == len(wanted) else 1
     if problem is not None:
@@ -96,12 +94,7 @@ def _search(wanted: list[Case], verdicts: list[Verdict], jobs: int | None, optio
     try:
         if len(wanted) == 1:
             with Meter(str(wanted[0]), None, "executions") as meter:
-
-                def look(run: int) -> bool:
-                    meter.update(run)
-                    return False
-
-                verdict = explore_case(wanted[0], should_stop=look, **options)
+                verdict = explore_case(wanted[0], on_look=meter.look, **options)
                 if verdict.witness is not None:
                     verdict.witness = clearest(wanted[0], verdict.witness)
                 verdicts.append(verdict)
@@ -177,11 +170,11 @@ def _print_table(out: Console, verdicts: list[Verdict]) -> None:
             Text(setup),
             v.memory,
             v.claimed,
-            Text(v.found, style=style),
+            Text(v.finding, style=style),
             Text(v.verdict, style=style),
             short(v.executions),
             short(v.states) if v.states else "-",
-            seconds(v.seconds),
+            _time(v.seconds),
         )
     out.print(table)
 
@@ -208,21 +201,31 @@ def _print_summary(out: Console, wanted: list[Case], verdicts: list[Verdict], in
         parts.append(f"(interrupted after {len(verdicts)} cells)")
     out.print()
     out.print(Text("; ".join(parts), style="bold red" if wrong else "yellow" if open_ or interrupted else "green"))
-    bounds = sorted({f"{v.verdict}: {v.bound}" for v in verdicts})
-    if len(bounds) > 4:
-        bounds = sorted({f"{v.verdict}" for v in verdicts})
-    if verdicts:
-        out.print(Text(f"strategy {verdicts[0].strategy}; {'; '.join(bounds)}", style="dim"))
+    for line in _how(verdicts):
+        out.print(Text(line, style="dim"))
 
 
-def short(number: int) -> str:
-    """1234567 as 1.2M."""
-    for limit, unit in ((10_000_000, "M"), (100_000, "k")):
-        if number >= limit:
-            return f"{number / (1_000_000 if unit == 'M' else 1000):.0f}{unit}"
-    return str(number)
+#: so many ledgers are told in full; of more only the verdicts are counted
+_TOLD = 3
 
 
-def seconds(value: float) -> str:
-    """A duration in few characters."""
-    return f"{value:.1f}s" if value < 100 else f"{value / 60:.0f}min"
+def _how(verdicts: list[Verdict]) -> list[str]:
+    """What the searches covered and what they did not: each ledger in full if they are few, else what they have in common."""
+    if len(verdicts) == 1:
+        return [verdicts[0].ledger.sentence()]
+    told = [v for v in verdicts if not v.ledger.exhausted and not (v.bad and v.good is not None)]
+    lines = [f"{v.variant}/{v.setup}/{v.memory}: {v.ledger.sentence()}" for v in told[:_TOLD]]
+    if len(told) > _TOLD:
+        lines.append(f"... and {len(told) - _TOLD} more that were not decided; --json has the ledger of each")
+    rest = [v for v in verdicts if v not in told]
+    reasons = sorted({f"{v.verdict}: {v.ledger.reason}" for v in rest})
+    if len(reasons) > _TOLD:
+        reasons = sorted({v.verdict for v in rest})
+    if rest:
+        strategies = sorted({v.strategy for v in rest})
+        lines.append(f"strategy {', '.join(strategies)}; {'; '.join(reasons)}")
+    return lines
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.1f}s" if seconds < 100 else words(seconds)

@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from racevisor.budget import words
+from racevisor.estimate import Estimate
+from racevisor.ledger import short
 from racevisor.monitor import Violation
 from racevisor.picture import ASCII, DIM, FATAL, HEADING, PLAIN, TITLE, UNICODE, Glyphs, Line, Picture, sentences
 from racevisor.scenario import Case
 from racevisor.world import Execution, World
 
+REFRESH = 5  # times a second
 _STYLES = {PLAIN: "", FATAL: "bold red", HEADING: "cyan", DIM: "dim", TITLE: "bold"}
 
 
@@ -126,21 +130,23 @@ def trace_name(case: Case, suffix: str = "") -> str:
 
 
 class Meter:
-    """Progress on standard error: only on a terminal, and only once something has taken a second."""
+    """Progress on standard error: only on a terminal, only once something has taken a second, at most five times a second."""
 
     def __init__(self, what: str, of: int | None, unit: str) -> None:
         self._console = Console(stderr=True, highlight=False, markup=False)
+        text = TextColumn("{task.fields[text]}")
+        bar = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn())
         self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn() if of is not None else TextColumn(f"{{task.completed:,}} {unit}"),
-            TextColumn("{task.fields[rate]}"),
+            *(bar if of is not None else ()),
+            text,
             TimeElapsedColumn(),
             console=self._console,
             transient=True,
+            refresh_per_second=REFRESH,
         )
+        self._next = 0.0
         self._unit = unit
-        self._task = self._progress.add_task(what, total=of, rate="")
+        self._task = self._progress.add_task(what, total=of, text="")
         self._timer = threading.Timer(1.0, self._progress.start)
         self._timer.daemon = True
 
@@ -161,7 +167,24 @@ class Meter:
         task = self._progress.tasks[self._task]
         seconds = task.elapsed or 0.0
         rate = f"{done / seconds:,.1f} {self._unit}/s" if seconds else ""
-        self._progress.update(self._task, completed=done, rate=rate)
+        self._progress.update(self._task, completed=done, text=rate)
+
+    def look(self, executions: int, states: int, seconds: float, estimate: Callable[[], Estimate | None]) -> None:
+        """One search is so far; the estimate is made only if it is shown."""
+        if self._progress.live.is_started and seconds >= self._next:
+            self._next = seconds + 1 / REFRESH
+            self._progress.update(self._task, text=progress_line(executions, states, seconds, estimate()))
+
+
+def progress_line(executions: int, states: int, seconds: float, estimate: Estimate | None) -> str:
+    """How far a search is, in one line of less than 70 characters."""
+    parts = [f"{short(executions)} executions", *([f"{short(states)} states"] if states else [])]
+    parts.append(f"{short(executions / seconds if seconds else 0)}/s")
+    if estimate is not None:
+        parts.append(f"of ~{short(estimate.total)} ({short(estimate.low)}-{short(estimate.high)})")
+        if estimate.seconds_left is not None:
+            parts.append(f"ETA {words(estimate.seconds_left)}")
+    return "  ".join(parts)
 
 
 def processors() -> int:

@@ -13,6 +13,7 @@ class BruteForce:
         self.bounded = False
         self.exhausted = False
         self.path: list[list[Channel]] = []  # per step: what is still to be moved there, the present one last
+        self.known: list[int] = []  # per step: how many heads there were to move
 
     def begin(self, _world: World, _run: int) -> None:
         """Start with the path whose last choice `end` has changed."""
@@ -22,6 +23,7 @@ class BruteForce:
         """The known path first, then whatever can move."""
         if self.depth == len(self.path):
             self.path.append(movable[:])
+            self.known.append(len(movable))
         self.depth += 1
         return self.path[self.depth - 1][-1]
 
@@ -34,5 +36,10 @@ class BruteForce:
             if self.path[-1]:
                 return True
             self.path.pop()
+            self.known.pop()
         self.exhausted = not self.bounded
         return False
+
+    def frontier(self) -> list[tuple[int, int]]:
+        """Per branching state of the present path, from the root: (children finished, children)."""
+        return [(known - len(left), known) for known, left in zip(self.known, self.path, strict=True) if known > 1]
