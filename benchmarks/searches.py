@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from benchmarks.measure import ROUNDS, against, bare_send, cpu, exhaust, in_turn, say
 from racevisor.explore import cases, explore_case
-from racevisor.models.mmu_notifier import mmu_notifier
+from racevisor.oracles.mmu_notifier import mmu_notifier
 from racevisor.oracles.programs import filesystem, indexer, lastzero, readers
 from racevisor.oracles.rows import automata
 from racevisor.strategies.optimal import OptimalDpor

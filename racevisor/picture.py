@@ -430,7 +430,7 @@ def sentences(violations: list[Violation]) -> list[str]:
         steps = ", ".join(str(n) for n in violation.fatal)
         at = f" (steps {steps})" if len(violation.fatal) > 1 else f" (step {steps})" if steps else ""
         if violation.step is None and violation.check != "exists":
-            at += " (at the end, when nothing can move)"
+            at += " (at the end, when nothing can move)" if violation.check != "livelock" else " (at the end)"
         name = "the outcome that is hunted" if violation.check == "exists" else violation.check
         found.append(f"{name}: {violation.text}{at}")
     return found

@@ -541,18 +541,6 @@ class World:
         return tuple(parts)
 
 
-def alone(movable: list[Channel]) -> bool:
-    """Can only one thread move, and the stores that it posted, without a choice that might lead elsewhere?"""
-    thread = movable[0].thread
-    return all(channel.thread is thread and channel.kind in (THREAD, STORE_BUFFER) for channel in movable)
-
-
-def livelock(channel: Channel) -> Violation:
-    """The violation of a thread that runs for ever while nothing else can move."""
-    name = channel.thread.actor.name
-    return Violation("livelock", f"{name} never blocks and never ends, and nothing else can move: a busy loop")
-
-
 def innermost_function(coroutine: Any) -> str:
     """The name of the kernel function that a suspended coroutine is in."""
     name = ""

@@ -7,6 +7,7 @@ from actors.ops import READ_ONCE, WRITE_ONCE
 from actors.requests import KVM_MP_STATE_INIT_RECEIVED
 from actors.vcpu import RESET_CS_BASE, Vcpu
 from racevisor import Variant
+from racevisor.commands.output import reenact
 from racevisor.explore import Verdict, cases, explore, explore_case
 from racevisor.memory import MODELS
 from racevisor.scenario import Case
@@ -48,6 +49,17 @@ def test_an_unrelated_interrupt_makes_the_seed_eat_a_sipi_and_never_the_latch() 
     assert [violation.check for violation in seed.witness.violations] == ["I-I3"]
     latch = explore_case(one("latch", "irq"))
     assert (latch.found, latch.verdict) == ("Never", "exhausted")
+
+
+@pytest.mark.parametrize("memory", MODELS)
+def test_a_busy_loop_that_posts_a_store_each_time_round_is_found_and_replays(memory: str) -> None:
+    """I-M19: the SIPI that nobody takes keeps the vCPU awake.  Under pso it is never alone without a store on its way."""
+    case = one("I-M19", "bsp_init", memory)
+    verdict = explore_case(case)
+    assert (verdict.found, verdict.verdict) == ("Always", "exhausted")
+    assert verdict.witness is not None
+    _, execution = reenact(case, verdict.witness.schedule)
+    assert [violation.check for violation in execution.violations] == ["livelock"]
 
 
 def test_a_halting_vcpu_overwrites_its_init_before_the_patch() -> None:

@@ -54,11 +54,22 @@ def error_line(message: str) -> None:
     click.echo(f"racevisor: {message}", err=True)
 
 
+def _busy_loop(case: Case, picks: list[tuple[str, str]]) -> Violation | None:
+    from racevisor.livelock import found_in
+
+    world = case.world(automata=True)
+    try:
+        return found_in(world, [channel for channel, _ in picks])
+    finally:
+        world.close()
+
+
 def reenact(case: Case, picks: list[tuple[str, str]], *, past_violations: bool = False) -> tuple[World, Execution]:
     """Run a schedule again, with function names; raises NotDeterministic where it differs.
 
     A search stops at the first broken check; a live machine runs on (`past_violations`), and is judged at its end as well.
     """
+    from racevisor.livelock import alone
     from racevisor.strategies.replay import Replay
 
     world = case.world(max_steps=max(len(picks) + 1, case.scenario.max_steps), functions=True)
@@ -75,6 +86,11 @@ def reenact(case: Case, picks: list[tuple[str, str]], *, past_violations: bool =
         outcome = None
         if not world.movable and (past_violations or not world.violations):
             world.violations.extend(case.check(world.vm))
+        if status == "pruned" and alone(world.movable):
+            busy = _busy_loop(case, picks)
+            if busy is not None:
+                status = "violated"
+                world.violations.append(busy)
         if status != "pruned":
             outcome = case.scenario.outcome(world.vm)
         execution = Execution(0, world.steps, status, world.violations, outcome)

@@ -14,6 +14,7 @@ from typing import Any
 from actors.ops import READ_ONCE, WRITE_ONCE, cmpxchg
 from racevisor.oracles import programs as p
 from racevisor.oracles.programs import Body, fence, load, machine, store, straight
+from racevisor.oracles.protocols import peterson, two_phase_commit
 from racevisor.strategies.bounded import DelayBounded
 from racevisor.strategies.optimal import OptimalDpor
 from racevisor.strategies.pct import Pct
@@ -303,7 +304,27 @@ def sampling() -> list[Row]:
     return rows
 
 
-GROUPS: list[Callable[[], list[Row]]] = [classes, locked_up, delays, weak_memory, sampling]
+def every_state(make: Callable[[], World], figure: str) -> int:
+    """A figure of the stateful search without any reduction: `states`, or `generated` as TLC counts."""
+    search = StatefulSearch(reduce=False)
+    for _ in ends(make(), search):
+        pass
+    return int(getattr(search, figure))
+
+
+def state_counts() -> list[Row]:
+    """Distinct and generated states, as TLC has them for the TLA+ texts of the two protocols."""
+    return [
+        exactly(program, figure, "states, unreduced", known, partial(every_state, make, figure))
+        for program, make, distinct, generated in (
+            ("Peterson", peterson, 42, 77),
+            ("two-phase commit(3)", two_phase_commit, 288, 1_146),
+        )
+        for figure, known in (("states", distinct), ("generated", generated))
+    ]
+
+
+GROUPS: list[Callable[[], list[Row]]] = [classes, locked_up, delays, weak_memory, state_counts, sampling]
 
 
 def table() -> list[Row]:

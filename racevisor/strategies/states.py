@@ -33,10 +33,11 @@ from random import Random
 from typing import Any
 
 from actors.ops import Code
+from racevisor.livelock import alone, fair, livelock
 from racevisor.step import CHOICE, IPI, THREAD
 from racevisor.strategies.leaps import Domain, Leaps, Pairs
 from racevisor.symmetry import Symmetry
-from racevisor.world import Channel, Execution, Snapshot, World, alone, livelock
+from racevisor.world import Channel, Execution, Snapshot, World
 
 #: What a head touches: (domain, does it write?, what a monitor tells its step from)
 Touch = tuple[int, bool, Pairs]
@@ -105,7 +106,7 @@ class StatefulSearch:
                 self.symmetry = Symmetry(world)
         self.world = world
         self.chain = len(world.steps)
-        self.alone: set[Any] = set()  # the states since only one thread has been able to move
+        self.alone: dict[Any, int] = {}  # the states since only one thread has been able to move, and after how many steps
         self.learning = Random(f"learn:{run}").random if run < _LEARN and self.reduce else None
         self.next = self.frames[-1].todo.pop() if self.frames else None
         self.under_way = True
@@ -260,11 +261,11 @@ class StatefulSearch:
         key, slept = self._known()
         if movable[0].thread is not movable[-1].thread or not alone(movable):
             self.alone.clear()
-        elif key in self.alone and len(movable) == 1:  # nothing posted waits: the loop is not one that starves its own stores
+        elif key in self.alone and fair(self.world.steps[self.alone[key] :], movable):
             self.world.violations.append(livelock(movable[0]))
             return None
         else:
-            self.alone.add(key)
+            self.alone[key] = len(self.world.steps)
         sleep = self.sleep
         if slept is None:
             self.generated += len(movable)
