@@ -83,7 +83,7 @@ def show(name: str, variants: tuple[str, ...], source: bool, as_json: bool) -> N
     type=click.IntRange(1),
     help="At most this many executions a cell.  [default: no bound; pct, random without --budget: 1000; audit: 100]",
 )
-@click.option("--depth", type=click.IntRange(1), help="Depth of the bugs that pct aims at, also within auto.  [default: 3]")
+@click.option("--depth", type=click.IntRange(1), help="Depth of the bugs that pct aims at, also within auto.  [default: 2]")
 @click.option("--bound", type=click.IntRange(0), help="How many delays or preemptions an execution may have.  [default: 2]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of pct (also within auto), random and audit.")
 @click.option("--symmetry", is_flag=True, help="states, auto: treat interchangeable vCPUs as one another.")
