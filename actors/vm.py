@@ -61,12 +61,17 @@ class Calls:
 class Vm:
     """One virtual machine: empty, then `add_vcpus`, then what a scenario adds.
 
-    `replaced` are the kernel functions that a variant replaces, `own` the functions that a scenario brings along.
+    `replaced` are the kernel functions that a variant replaces, `own` the functions that a scenario brings along; `size` is the
+    number of vCPUs that a scenario is asked to make.
     """
 
     def __init__(
-        self, replaced: Mapping[str, KernelFunction] | None = None, own: Mapping[str, KernelFunction] | None = None
+        self,
+        replaced: Mapping[str, KernelFunction] | None = None,
+        own: Mapping[str, KernelFunction] | None = None,
+        size: int = 2,
     ) -> None:
+        self.size = size
         self.actors: list[Actor] = []
         self.by_name: dict[str, Actor] = {}
         self.cells: list[Cell] = []
@@ -77,6 +82,7 @@ class Vm:
         self.memory: GuestMemory | None = None
         self.groups: list[list[list[Actor]]] = []  # of interchangeable bundles
         self.fingerprints = False  # does the runtime want checkpoints?
+        self.judged: frozenset[Actor] | None = None  # the actors that an end state is judged for; None: all
 
     def add_vcpus(self, count: int, vectors: tuple[int, ...] = ()) -> None:
         """`count` vCPUs, each with a LAPIC and a physical CPU of its own; `vectors`: the fixed interrupts they may get."""
@@ -84,6 +90,13 @@ class Vm:
             pcpu = Pcpu(self, f"pcpu{i}")
             apic = Lapic(self, f"lapic{i}", vectors)
             self.vcpus.append(Vcpu(self, f"vcpu{i}", i, apic, pcpu))
+
+    def in_question(self, actor: Actor) -> bool:
+        """Is `actor` to be judged now?  All are, except in a search that takes the machine apart and judges one part at a time.
+
+        A scenario whose `stuck`, `exists` and `outcome` look at several actors of a kind asks this for each of them.
+        """
+        return self.judged is None or actor in self.judged
 
     def add_actor(self, actor: Actor) -> None:
         """Register an actor; names are unique."""

@@ -47,7 +47,7 @@ class Engine:
         self.noise = noise
         self.events = events
         self.memory = case.memory
-        self.max_steps = case.scenario.max_steps
+        self.max_steps = case.max_steps
         self.hosts = {actor.name: i for i, actor in enumerate(self.vm.actors)}
         self.names = [actor.name for actor in self.vm.actors]
         self.owner = [self.hosts[cell.owner.name] for cell in self.vm.cells]

@@ -31,6 +31,7 @@ class HostSpec:
     seed: int | str
     noise: float
     log_dir: str  # "" for none
+    vcpus: int | None = None  # None: the scenario's own number
 
 
 class Host:
@@ -51,7 +52,7 @@ class Host:
             source = Source(spec.path, spec.text)
             if source.digest != spec.digest:
                 raise ClusterError(f"the scenario's text arrived damaged: SHA-256 {source.digest}, expected {spec.digest}")
-            self.case = Case(from_source(source), source, spec.variant, spec.setup, spec.memory)
+            self.case = Case(from_source(source), source, spec.variant, spec.setup, spec.memory, spec.vcpus)
             if spec.log_dir:
                 self.events = EventLog(Path(spec.log_dir), spec.actor, debug=True, run=spec.run)
         except Exception as error:  # told by the driver, in one line, with the name of the actor

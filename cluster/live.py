@@ -154,6 +154,7 @@ class LiveRun:
                 seed=options.seed,
                 noise=options.noise or 0.0,
                 log_dir=str(self.log_dir) if self.log_dir is not None and options.debug_steps else "",
+                vcpus=case.vcpus,
             )
             refs.append(handle.prepare.remote(spec))
         # A worker process takes up to half a second of one core, so a big machine takes longer than a cluster that answers.

@@ -40,6 +40,8 @@ class Automata:
         self.private: list[tuple[Any, ...]] = []
         self.keys: list[tuple[Any, ...]] = []  # what tells a local state from the others: history, checkpoint or end
         self.moves: dict[Any, int] = {}
+        self.leads: list[dict[Any, int]] = []  # per local state: where it leads to, by the value that was given
+        self.anchors: set[int] = set()  # local states without a past: checkpoints and ends, where histories merge
         self.learned: list[tuple[Thread, int, Any, int]] = []  # every move in the order found: (thread, before, value, after)
         self._numbers: dict[Any, int] = {}
         self._origin: list[tuple[int, Any]] = []  # how a local state was first reached: (local state, value)
@@ -87,6 +89,11 @@ class Automata:
             self.keys.append(key)
             self.private.append(tuple(getattr(actor, name) for name in actor.state))
             self._origin.append((before, value))
+            self.leads.append({})
+            if op is None or seen is not None:
+                self.anchors.add(after)
+        if before >= 0:
+            self.leads[before][value] = after
         self._live[thread] = (coroutine, after if op is not None else -2)
         return after
 
@@ -113,7 +120,8 @@ class Automata:
             for name, value in zip(thread.actor.state, self.private[thread.history], strict=True):
                 setattr(thread.actor, name, value)
 
-    def _forget(self, thread: Thread) -> None:
+    def forget(self, thread: Thread) -> None:
+        """Drop the thread's coroutine: its private attributes are about to change under it."""
         live, _ = self._live.pop(thread, (None, 0))
         if live is not None:
             live.close()
@@ -121,7 +129,7 @@ class Automata:
     def close(self) -> None:
         """Drop every coroutine."""
         for thread in self.threads:
-            self._forget(thread)
+            self.forget(thread)
 
 
 def _unhashable(actor: Actor, when: str) -> Unhashable:

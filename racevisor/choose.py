@@ -38,6 +38,12 @@ class Wanted:
     max_steps: int | None = None
     to_the_end: bool = False
     symmetry: bool = False
+    decompose: bool | None = None
+
+    def wants_parts(self, vcpus: int) -> bool:
+        """Is the machine to be searched part by part, if it can be taken apart?  Not said: if it has more than two vCPUs."""
+        whole = self.strategy not in ("auto", "states") or self.runs is not None or self.symmetry
+        return not whole and (vcpus > 2 if self.decompose is None else self.decompose)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from racevisor.errors import RacevisorError
 INTERRUPTED = 130
 
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output, and nothing else there.")
+_vcpus = click.option("--vcpus", type=click.IntRange(1), metavar="N", help="How many vCPUs.  [default: the scenario's]")
 _full = click.option("--full", is_flag=True, help="Show every step of the interleaving; fold nothing.")
 _trace_dir = click.option(
     "--trace-dir", type=click.Path(path_type=Path, file_okay=False), help="Where traces are saved.  [default: runs/NAME]"
@@ -89,8 +90,14 @@ def show(name: str, variants: tuple[str, ...], source: bool, as_json: bool) -> N
 @click.option("--symmetry", is_flag=True, help="states, auto: treat interchangeable vCPUs as one another.")
 @click.option("--jobs", type=click.IntRange(1), help="Processes.  [default: one per CPU]")
 @click.option("--max-steps", type=click.IntRange(1), help="Step bound of one execution.  [default: the scenario's]")
+@_vcpus
 @_trace_dir
 @click.option("--to-the-end", is_flag=True, help="Go on after a bad and a good execution have settled on Sometimes.")
+@click.option(
+    "--decompose/--no-decompose",
+    default=None,
+    help="Search part by part what talks through a hub only.  [default: with more than 2 vCPUs]",
+)
 @click.option("--picture", is_flag=True, help="Draw an interleaving even if several cells are explored.")
 @_full
 @_json
@@ -142,6 +149,7 @@ def replay(file: Path, scenario: str | None, full: bool, as_json: bool) -> int:
 @click.option("--variant", metavar="V", help="The version of the code to run.  [default: the scenario's first variant]")
 @click.option("--setup", metavar="S", help="Who runs.  [default: the scenario's first set-up]")
 @click.option("--memory", default="tso", show_default=True, metavar="M", help="Memory model: sc, tso (x86) or pso.")
+@_vcpus
 @click.option("--rounds", type=click.IntRange(1), default=200, show_default=True, help="How often to play it.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
 @click.option(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -52,6 +52,7 @@ class Verdict:
     good: Witness | None = None
     #: names of the replaceable functions that were ever called
     calls: frozenset[str] = frozenset()
+    vcpus: int = 2
 
     @property
     def verdict(self) -> str:
@@ -102,7 +103,7 @@ class Verdict:
 
     def to_json(self) -> dict[str, Any]:
         """One entry of `claims` in `explore --json`."""
-        own = ("scenario", "variant", "setup", "memory", "claimed", "found", "outcomes")
+        own = ("scenario", "variant", "setup", "memory", "vcpus", "claimed", "found", "outcomes")
         of_ledger = ("verdict", "executions", "bad", "blocked", "states", "strategy", "seconds")
         return {
             **{name: getattr(self, name) for name in own},
@@ -200,6 +201,14 @@ def explore_case(
     """
     wanted = Wanted(**options)
     kind = choose.kind(wanted)
+    refused = ""
+    if wanted.wants_parts(case.vcpus):
+        from racevisor.apart import verdict_by_parts
+
+        by_parts = verdict_by_parts(case, wanted, clock, on_look)
+        if isinstance(by_parts, Verdict):
+            return by_parts
+        refused = f"; not decomposed: {by_parts}"
     picker = kind.make(wanted, case)
     seconds = wanted.budget
     if seconds is None and wanted.runs is None and wanted.strategy == "auto":
@@ -215,11 +224,12 @@ def explore_case(
         world.close()
     budget.look(run)
     ledger = _ledger(wanted, kind, picker, world, tally, watch, settled, stopped)
+    ledger = replace(ledger, reason=ledger.reason + refused)
     # only a complete search can say Always: a good execution may be among those that were not run
     found = Never if not tally.bad else Always if ledger.exhausted and tally.good is None else Sometimes
     return Verdict(
         case.scenario.name, case.variant_name, case.setup, case.memory, case.claimed, found, ledger,
-        tally.outcomes, tally.worst, tally.good, frozenset(recorder.names),
+        tally.outcomes, tally.worst, tally.good, frozenset(recorder.names), case.vcpus,
     )  # fmt: skip
 
 
@@ -294,11 +304,17 @@ def _switches(channels: list[str]) -> tuple[int, int]:
     return sum(a != b for a, b in pairwise(channels)), len(channels)
 
 
-def cases(name: str, variants: Iterable[str] = (), setups: Iterable[str] = (), memories: Iterable[str] = ()) -> list[Case]:
-    """The cells asked for; nothing asked for means all of that dimension."""
+def cases(
+    name: str,
+    variants: Iterable[str] = (),
+    setups: Iterable[str] = (),
+    memories: Iterable[str] = (),
+    vcpus: int | None = None,
+) -> list[Case]:
+    """The cells asked for; nothing asked for means all of that dimension, and the scenario's own number of vCPUs."""
     scenario, source = load(name)
     return [
-        Case(scenario, source, variant, setup, memory)
+        Case(scenario, source, variant, setup, memory, vcpus)
         for variant in tuple(variants) or tuple(scenario.variants)
         for setup in tuple(setups) or tuple(scenario.setups)
         for memory in tuple(memories) or MODELS

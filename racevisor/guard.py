@@ -130,10 +130,10 @@ class Guard:
     def guarded(self, monitor: Monitor, step: Step) -> Violation | None:
         """`monitor.on_step(step)` with everything out of sight that it did not declare."""
         declared = {*monitor.watches, *monitor.reads}
-        cells = [cell for cell in self.vm.cells if cell not in declared]
+        cells = [(cell, type(cell)) for cell in self.vm.cells if cell not in declared]
         actors = [(actor, type(actor)) for actor in self.vm.actors if actor.state]
         _caught.clear()
-        for cell in cells:
+        for cell, _ in cells:
             cell.__class__ = _HiddenCell
         for actor, kind in actors:
             actor.__class__ = _hidden(kind, tuple(actor.state))
@@ -142,8 +142,8 @@ class Guard:
         except UndeclaredRead:
             violation = None  # reported below, as is one that the monitor swallowed
         finally:
-            for cell in cells:
-                cell.__class__ = Cell
+            for cell, sort in cells:
+                cell.__class__ = sort
             for actor, kind in actors:
                 actor.__class__ = kind
         if _caught:

@@ -57,7 +57,12 @@ class Scenario:
     claims: ClassVar[Mapping[str, Claim]] = {}
     #: functions of the scenario's own that variants may replace, reached as `vm.calls.<name>`
     functions: ClassVar[Mapping[str, Callable[..., Any]]] = {}
+    #: step bound of one execution with `vcpus` vCPUs; more get more
     max_steps: ClassVar[int] = 5_000
+    #: how many vCPUs `build` makes unless it is asked for more, which it finds in `vm.size`
+    vcpus: ClassVar[int] = 2
+    #: the most it can be asked for; 0: it does not scale
+    max_vcpus: ClassVar[int] = 0
 
     def build(self, vm: Vm, setup: str) -> None:
         """Add vCPUs, threads, guest memory to the empty machine."""
@@ -101,15 +106,23 @@ class Source:
 
 
 class Case:
-    """One cell: a scenario in one variant, set-up and memory model.  Makes Worlds."""
+    """One cell: a scenario in one variant, set-up and memory model, with `vcpus` vCPUs (None: the scenario's own number)."""
 
-    def __init__(self, scenario: Scenario, source: Source, variant: str, setup: str, memory: str) -> None:
+    def __init__(
+        self, scenario: Scenario, source: Source, variant: str, setup: str, memory: str, vcpus: int | None = None
+    ) -> None:
         self.scenario = scenario
         self.source = source
         self.variant_name = require("variant", variant, scenario.variants, scenario.name)
         self.setup = require("set-up", setup, scenario.setups, scenario.name)
         self.memory = require("memory model", memory, MODELS, scenario.name)
         self.variant = scenario.variants[variant]
+        self.vcpus = _size(scenario, vcpus)
+
+    @property
+    def max_steps(self) -> int:
+        """Step bound of one execution: the scenario's, in proportion to the number of vCPUs."""
+        return -(-self.scenario.max_steps * self.vcpus // self.scenario.vcpus)
 
     @property
     def claimed(self) -> str:
@@ -118,7 +131,7 @@ class Case:
 
     def vm(self) -> Vm:
         """A fresh machine of this case."""
-        vm = Vm(self.variant.replaces, self.scenario.functions)
+        vm = Vm(self.variant.replaces, self.scenario.functions, self.vcpus)
         vm.setup = self.setup
         self.scenario.build(vm, self.setup)
         return vm
@@ -134,7 +147,7 @@ class Case:
             monitors=monitors,
             check=self.check,
             outcome=self.scenario.outcome,
-            max_steps=max_steps or self.scenario.max_steps,
+            max_steps=max_steps or self.max_steps,
             automata=automata,
             functions=functions,
         )
@@ -148,7 +161,8 @@ class Case:
         return found
 
     def __str__(self) -> str:
-        return f"{self.scenario.name} {self.variant_name}/{self.setup}/{self.memory}"
+        size = "" if self.vcpus == self.scenario.vcpus else f" with {self.vcpus} vCPUs"
+        return f"{self.scenario.name} {self.variant_name}/{self.setup}/{self.memory}{size}"
 
 
 def require(kind: str, name: str, known: Any, scenario: str) -> str:
@@ -156,6 +170,20 @@ def require(kind: str, name: str, known: Any, scenario: str) -> str:
     if name not in known:
         raise UsageError(f"{scenario} has no {kind} {name!r}\n  {kind}s: {', '.join(known)}\n  see: racevisor show {scenario}")
     return name
+
+
+def _size(scenario: Scenario, asked: int | None) -> int:
+    least, most = scenario.vcpus, max(scenario.vcpus, scenario.max_vcpus)
+    if asked is None or asked == least:
+        return least
+    if not scenario.max_vcpus:
+        raise UsageError(
+            f"{scenario.name} has {least} vCPUs and does not scale; {asked} were asked for\n"
+            f"  leave out --vcpus, or let its build() make vm.size vCPUs and say so:  max_vcpus = 64"
+        )
+    if not least <= asked <= most:
+        raise UsageError(f"{scenario.name} can have {least} to {most} vCPUs; {asked} were asked for\n  the most:  --vcpus {most}")
+    return asked
 
 
 BUILT_IN = Path(__file__).resolve().parent.parent / "scenarios"

@@ -59,7 +59,7 @@ class _Table:
     def _ask(self, n: int) -> None:
         case = self.wanted[n]
         assert self.pool is not None
-        task = (case.source.path, case.source.text, case.variant_name, case.setup, case.memory, self.options)
+        task = (case.source.path, case.source.text, case.variant_name, case.setup, case.memory, case.vcpus, self.options)
         self.asked[n] = self.pool.submit(_in_worker, *task)
 
     def settle(self, n: int) -> Verdict:
@@ -108,9 +108,9 @@ def _ignore_interrupts() -> None:
 _loaded: dict[str, Scenario] = {}
 
 
-def _in_worker(path: str, text: str, variant: str, setup: str, memory: str, options: dict[str, Any]) -> Verdict:
+def _in_worker(path: str, text: str, variant: str, setup: str, memory: str, vcpus: int, options: dict[str, Any]) -> Verdict:
     source = Source(path, text)
     scenario = _loaded.get(source.digest)
     if scenario is None:
         scenario = _loaded[source.digest] = from_source(source)
-    return explore_case(Case(scenario, source, variant, setup, memory), **options)
+    return explore_case(Case(scenario, source, variant, setup, memory, vcpus), **options)

@@ -27,13 +27,15 @@ from racevisor.monitor import Violation
 from racevisor.scenario import BUILT_IN, Case, Source, built_in, from_source
 
 FORMAT = "racevisor-trace"
-VERSION = 1
+VERSION = 2
+WITHOUT_VCPUS = 1  # the version that did not record how many vCPUs there are: the scenario's own number
 EXPLORE, LIVE = "explore", "live"
 
 _MAX_FILE = 256 << 20
 _MAX_PICKS = 1_000_000
 _MAX_TEXT = 4 << 20
 _MAX_WORD = 64 << 10
+_MAX_VCPUS = 4096
 _STATUSES = ("terminal", "violated", "bounded", "pruned")
 
 
@@ -56,6 +58,7 @@ class Trace:
     outcome: str
     status: str
     violations: list[Violation] = field(default_factory=list)
+    vcpus: int | None = None  # None: the scenario's own number, in a trace of version 1
     machine_sha256: str = ""
     racevisor_version: str = __version__
 
@@ -106,6 +109,7 @@ def record(
         outcome=outcome,
         status=status,
         violations=violations,
+        vcpus=case.vcpus,
         machine_sha256=machine_digest(),
     )
 
@@ -144,6 +148,7 @@ def _to_map(trace: Trace) -> dict[str, Any]:
     return {
         **{name: getattr(trace, name) for name in _WORDS},
         "seed": str(trace.seed),
+        "vcpus": trace.vcpus,
         "picks": [list(pick) for pick in trace.picks],
         "violations": [[v.check, v.text, v.step, list(v.fatal)] for v in trace.violations],
     }
@@ -167,7 +172,7 @@ _WORDS = {
     "machine_sha256": 64,
     "racevisor_version": _MAX_WORD,
 }
-_FIELDS = {*_WORDS, "seed", "picks", "violations"}
+_FIELDS = {*_WORDS, "seed", "vcpus", "picks", "violations"}
 
 
 def load(path: Path) -> Trace:
@@ -189,7 +194,7 @@ def loads(data: bytes, path: Path) -> Trace:
     version = header.get("version")
     if type(version) is not int:
         _refuse(path, "is damaged: its header has no version")
-    if version != VERSION:
+    if version not in (VERSION, WITHOUT_VCPUS):
         raise TraceError(
             f"trace {path} has format version {version}, this racevisor ({__version__}) reads version {VERSION}\n"
             f"  record it again with this racevisor, or replay it with the one that recorded it"
@@ -204,7 +209,7 @@ def loads(data: bytes, path: Path) -> Trace:
         _refuse(path, "is damaged: its checksum does not match")
     fields = _decode(body, path)
     try:
-        return _from_map(fields)
+        return _from_map(fields, version)
     except _BadError as error:
         _refuse(path, f"is damaged: {error}")
 
@@ -253,8 +258,9 @@ class _BadError(Exception):
     """What is wrong with the body."""
 
 
-def _from_map(fields: Any) -> Trace:
-    if not isinstance(fields, dict) or set(fields) != _FIELDS:
+def _from_map(fields: Any, version: int) -> Trace:
+    known = _FIELDS - {"vcpus"} if version == WITHOUT_VCPUS else _FIELDS
+    if not isinstance(fields, dict) or set(fields) != known:
         raise _BadError("it lacks fields, or has some that this version does not know")
     for name, longest in _WORDS.items():
         _word(fields[name], name, longest)
@@ -272,8 +278,11 @@ def _from_map(fields: Any) -> Trace:
             raise _BadError("a pick is not a channel and a label")
         picks.append((_word(pick[0], "a channel", _MAX_WORD), _word(pick[1], "a label", _MAX_WORD)))
     violations = [_violation(entry, len(picks)) for entry in _list(fields["violations"], "violations")]
+    vcpus = fields.get("vcpus")
+    if vcpus is not None and (type(vcpus) is not int or not 1 <= vcpus <= _MAX_VCPUS):
+        raise _BadError(f"the number of vCPUs is not one of 1 to {_MAX_VCPUS}")
     words = {name: fields[name] for name in _WORDS}
-    return Trace(**words, seed=seed, picks=picks, violations=violations)
+    return Trace(**words, seed=seed, picks=picks, violations=violations, vcpus=vcpus)
 
 
 def _violation(entry: Any, steps: int) -> Violation:
@@ -330,12 +339,12 @@ def case_of(trace: Trace, path: Path, scenario: str | None = None) -> Case:
             f"  recorded from {trace.scenario}@{trace.source_sha256[:12]}, {where} is now @{source.digest[:12]}; "
             f"{_first_difference(trace.source_text, text)}\n"
             f"  record it again:  racevisor explore {where} --variant {trace.variant} --setup {trace.setup} "
-            f"--memory {trace.memory}"
+            f"--memory {trace.memory}{'' if trace.vcpus is None else f' --vcpus {trace.vcpus}'}"
         )
     if "racevisor" not in text:
         _refuse(path, f"names {where}, which is no scenario file")
     try:
-        return Case(from_source(source), source, trace.variant, trace.setup, trace.memory)
+        return Case(from_source(source), source, trace.variant, trace.setup, trace.memory, trace.vcpus)
     except UsageError as error:
         raise TraceError(f"trace {path} cannot be replayed: {error}") from error
 

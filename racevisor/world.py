@@ -29,6 +29,9 @@ from racevisor.step import CHOICE, IPI, STORE_BUFFER, THREAD, Step
 
 MAX_STEPS = 5_000
 
+#: Asked before a thread gets its next op: is it to stay where it is?
+Gate = Callable[[Thread, Op], bool]
+
 # Looked up once: the attribute of an enum costs more than the comparison.
 _LOAD, _STORE, _RMW, _FENCE, _AWAIT, _SEND, _CHOOSE = (
     Code.LOAD, Code.STORE, Code.RMW, Code.FENCE, Code.AWAIT, Code.SEND, Code.CHOOSE,
@@ -66,6 +69,9 @@ class World:
         self.threads: list[Thread] = []
         self.journal: list[Undo] | None = None  # what undo() needs of each step; a search that goes back asks for it
         self.flying: list[Channel] = []  # the IPI channels that were ever used
+        self.cells = vm.cells  # those that can change: fewer in a World that `narrow` made small
+        self.gate: Gate | None = None
+        self.start: Snapshot | None = None
         vm.fingerprints = automata
         for actor in vm.actors:
             coroutine = actor.run()
@@ -115,6 +121,26 @@ class World:
                 last.at = at
             channel.at = -1
 
+    def narrow(
+        self, threads: list[Thread], cells: list[Cell], monitors: list[Monitor], gate: Gate, start: Snapshot | None = None
+    ) -> None:
+        """From the next reset on only `threads` move; the others stay before their first step.
+
+        `cells` and `monitors` are those that can change then: a state of this World is made of nothing else.  `gate(thread, op)`
+        is asked before a thread gets its next op, and may keep it from going on as if it had ended.  Executions set out from
+        `start`, if it is given.  Needs a World made with automata=True.
+        """
+        self.threads, self.cells, self.monitors, self.gate, self.start = threads, cells, monitors, gate, start
+        self._empty()
+
+    def _empty(self) -> None:
+        """No head can move."""
+        for channel in self.movable:
+            channel.at = -1
+        self.movable.clear()
+        for channel in self.flying:
+            channel.queue = 0
+
     # ---- one execution ----------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
@@ -131,18 +157,21 @@ class World:
         """Back to the initial state; every thread runs up to its first op."""
         if self.automata is None:
             self.close()
-        self.vm.reset_cells() if self.automata is not None else self.vm.reset()
-        for channel in self.movable:
-            channel.at = -1
-        self.movable.clear()
-        for channel in self.flying:
-            channel.queue = 0
+            self.vm.reset()
+        else:
+            for cell in self.cells:
+                cell.value = cell.init
+                cell.waiters.clear()
+        self._empty()
         self.steps = []
         self.violations = []
         if self.journal is not None:
             self.journal = []
         for monitor in self.monitors:
             monitor.reset()
+        if self.start is not None:
+            self.rewind(self.start)
+            return
         for thread in self.threads:
             if thread.buffer is not None:
                 thread.buffer.clear()
@@ -290,7 +319,7 @@ class World:
             if op is None:
                 thread.coroutine = None
                 self._disable(thread.channel)
-            elif channel.at < 0 or thread.buffer is not None or op.code == _AWAIT or op.code == _CHOOSE:
+            elif channel.at < 0 or thread.buffer is not None or op.code == _AWAIT or op.code == _CHOOSE or self.gate is not None:
                 self._arm(thread, op)  # else the next op may go on like this one
             if thread.actor.notes:
                 step.notes = thread.actor.notes[:]
@@ -312,6 +341,10 @@ class World:
 
     def _arm(self, thread: Thread, op: Op) -> None:
         """The thread stands before `op`: which heads does that make?"""
+        if self.gate is not None and self.gate(thread, op):
+            thread.op = None
+            self._disable(thread.channel)
+            return
         if op.code == _AWAIT:
             op.cell.waiters.append(thread)  # type: ignore[union-attr]
         elif op.code == _CHOOSE:
@@ -357,7 +390,7 @@ class World:
         """The present state; needs a World made with automata=True."""
         return Snapshot(
             len(self.steps),
-            [cell.value for cell in self.vm.cells],
+            [cell.value for cell in self.cells],
             [thread.history for thread in self.threads],
             [thread.buffer.copy() if thread.buffer is not None else None for thread in self.threads],
             [(channel, channel.queue) for channel in self.flying if channel.queue],
@@ -369,17 +402,13 @@ class World:
         assert self.automata is not None
         del self.steps[snapshot.depth :]
         self.violations = []
-        for cell, value in zip(self.vm.cells, snapshot.values, strict=True):
+        for cell, value in zip(self.cells, snapshot.values, strict=True):
             cell.value = value
             if cell.waiters:
                 cell.waiters.clear()
         for monitor, (ghost, where) in zip(self.monitors, snapshot.ghosts, strict=True):
             monitor.ghost, monitor.where = dict(ghost), dict(where)
-        for channel in self.movable:
-            channel.at = -1
-        self.movable.clear()
-        for channel in self.flying:
-            channel.queue = 0
+        self._empty()
         for channel, queue in snapshot.queues:
             channel.queue = queue
             self._enable(channel)
@@ -507,6 +536,11 @@ class World:
             return op.cell, RMW[op.fn](op.cell.value, None, None) != op.cell.value
         return None, False
 
+    def landing(self, pcpu: str) -> Cell | None:
+        """The cell that an IPI to this physical CPU arrives at; None if there is no such CPU."""
+        op = self._deliver.get(pcpu)
+        return None if op is None else op.cell
+
     def unhashable(self) -> Unhashable:
         """The error for a state that cannot be hashed: which value of it, and where it is kept."""
         kept = [(cell.label, cell.value) for cell in self.vm.cells]
@@ -528,7 +562,7 @@ class World:
 
     def fingerprint(self) -> tuple[Any, ...]:
         """The present state as a value: equal values behave alike.  Needs a World made with automata=True."""
-        parts: list[Any] = [cell.value for cell in self.vm.cells]
+        parts: list[Any] = [cell.value for cell in self.cells]
         for thread in self.threads:
             parts.append(thread.history)
             if thread.buffer is not None and thread.buffer.entries:

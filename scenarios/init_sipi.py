@@ -17,7 +17,7 @@ Left out: SMM, nested guests, APICv, TPR.  The run loop around the patched funct
 request and kick); 3.8 to 3.11 have none there and rely on x86's locked instructions.
 """
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
 from actors import ops
@@ -231,12 +231,13 @@ IRQ = 0xEC  # Linux's LOCAL_TIMER_VECTOR
 INIT, SIPI1, SIPI2 = (APIC_DM_INIT, 0), (APIC_DM_STARTUP, FIRST), (APIC_DM_STARTUP, SECOND)
 STARTS = ("plain", "irq", "two_rounds", "stale_sipi")  # the set-ups in which vCPU1 is to be started by INIT and SIPI
 
-def send(dest: int, *ipis: tuple[int, int]) -> GuestProgram:
-    """A guest program that writes the ICR for each of (mode, vector), back to back, and halts."""
+def send(targets: Iterable[int], *ipis: tuple[int, int]) -> GuestProgram:
+    """A guest program that writes the ICR for each of (mode, vector), back to back, to one target after the other; and halts."""
 
     async def sender(cpu: GuestCpu) -> None:
-        for mode, vector in ipis:
-            await cpu.write_icr(dest, mode, vector)
+        for dest in targets:
+            for mode, vector in ipis:
+                await cpu.write_icr(dest, mode, vector)
 
     return sender
 
@@ -248,14 +249,14 @@ async def no_eoi(cpu: GuestCpu) -> None:
     """A handler that has not come to its EOI yet."""
 
 async def migrate(me: Userspace) -> None:
-    """SIPI is sent; then vCPU1 moves to a destination whose APIC has latched nothing."""
-    ap = me.vm.vcpus[1]
-    await me.vm.calls.apic_accept_irq(me, ap.apic, *SIPI2, True, False)
-    await me.pause(ap)
-    state = await kvm_arch_vcpu_ioctl_get_mpstate(me, ap)
-    await WRITE_ONCE(ap.apic.pending_events, 0)
-    await kvm_arch_vcpu_ioctl_set_mpstate(me, ap, state)
-    await me.resume(ap)
+    """SIPI is sent; then the vCPU moves to a destination whose APIC has latched nothing; then the next one."""
+    for ap in me.vm.vcpus[1:]:
+        await me.vm.calls.apic_accept_irq(me, ap.apic, *SIPI2, True, False)
+        await me.pause(ap)
+        state = await kvm_arch_vcpu_ioctl_get_mpstate(me, ap)
+        await WRITE_ONCE(ap.apic.pending_events, 0)
+        await kvm_arch_vcpu_ioctl_set_mpstate(me, ap, state)
+        await me.resume(ap)
 
 def sometimes(*setups: str, word: Claim = Sometimes) -> dict[str, Claim]:
     """The claim for set-ups whose bad outcome is met on some schedules."""
@@ -366,9 +367,10 @@ class Check(Monitor):
 
 
 class InitSipi(Scenario):
-    """INIT and SIPI to a vCPU that is about to halt."""
+    """INIT and SIPI to a vCPU that is about to halt; more vCPUs are as vCPU1 is, and started one by one [smpboot.c smp_init]."""
 
     name = "init_sipi"
+    max_vcpus = 255  # xAPIC: 0xFF is the broadcast
     patch = "66450a21f996 KVM: x86: Rework INIT and SIPI handling (2013)"
     setups = {
         "plain": Setup("vCPU0 sends INIT and SIPI back to back; vCPU1 is about to HLT"),
@@ -395,8 +397,7 @@ class InitSipi(Scenario):
         "I-M7": Variant("SIPI is processed before INIT", {"kvm_apic_accept_events": m7_sipi_first}, sometimes(*STARTS)),
         "I-M10": Variant("INIT without KVM_REQ_EVENT, only a kick", {"apic_dm_init": m10_no_request}, {"init_only": Always}),
         "I-M11": Variant("INIT without a kick", {"apic_dm_init": m11_no_kick}, sometimes("init_only")),
-        "I-M12": Variant("runnable() ignores pending_events", {"kvm_apic_has_events": m12_no_events},
-                         sometimes(*STARTS, "bsp_init")),
+        "I-M12": Variant("runnable() ignores events", {"kvm_apic_has_events": m12_no_events}, sometimes(*STARTS, "bsp_init")),
         "I-M13": Variant("INIT requests before it latches", {"apic_dm_init": m13_request_first}, sometimes("init_only")),
         "I-M14": Variant("SIPI's bit before its vector", {"apic_dm_startup": m14_bit_first}, sometimes(*STARTS, "migration")),
         "I-M15": Variant("SIPI without smp_wmb(): hidden by x86", {"apic_dm_startup": m15_no_wmb_in_sipi},
@@ -415,42 +416,43 @@ class InitSipi(Scenario):
     }  # fmt: skip
 
     def build(self, vm: Vm, setup: str) -> None:
-        """vCPU1 ran before (a reboot, a kexec, CPU hotplug), unless the set-up says otherwise."""
+        """vCPU1 to the last ran before (a reboot, a kexec, CPU hotplug), unless the set-up says otherwise."""
         interrupted = setup in ("irq", "edge_irqs", "level_irq")
-        vm.add_vcpus(2, vectors=(IRQ,) if interrupted else ())
-        bsp, ap = vm.vcpus
-        bsp.programs[0] = send(1, INIT, SIPI2) if setup in STARTS else idle
-        ap.mp_state.init = KVM_MP_STATE_HALTED if setup == "irq" else KVM_MP_STATE_RUNNABLE
-        ap.programs = {0: idle, FIRST << 12: run_on, SECOND << 12: run_on}
-        if setup == "irq":
-            ap.programs[0], ap.irq_handler = busy, no_eoi
-            ap.private(if_flag=True)
-        elif setup == "init_only":
-            bsp.programs[0], ap.programs[0] = send(1, INIT), busy
-        elif setup == "two_rounds":
-            bsp.programs[0] = send(1, INIT, SIPI1, INIT, SIPI2)
-        elif setup == "stale_sipi":
-            ap.apic.pending_events.init, ap.apic.sipi_vector.init = 1 << KVM_APIC_SIPI, OLD
-        elif setup == "bsp_init":
-            ap.programs[0] = send(0, INIT, SIPI2)
+        vm.add_vcpus(vm.size, vectors=(IRQ,) if interrupted else ())
+        bsp, *aps = vm.vcpus
+        rounds = {"init_only": (INIT,), "two_rounds": (INIT, SIPI1, INIT, SIPI2)}.get(setup, (INIT, SIPI2))
+        bsp.programs[0] = send(range(1, vm.size), *rounds) if setup in (*STARTS, "init_only") else idle
+        for ap in aps:
+            ap.mp_state.init = KVM_MP_STATE_HALTED if setup == "irq" else KVM_MP_STATE_RUNNABLE
+            ap.programs = {0: busy if setup in ("irq", "init_only") else idle, FIRST << 12: run_on, SECOND << 12: run_on}
+            if setup == "irq":
+                ap.irq_handler = no_eoi
+                ap.private(if_flag=True)
+            elif setup == "stale_sipi":
+                ap.apic.pending_events.init, ap.apic.sipi_vector.init = 1 << KVM_APIC_SIPI, OLD
+            elif setup == "migration":
+                ap.mp_state.init, ap.regs.init = KVM_MP_STATE_INIT_RECEIVED, (1, RESET_CS_BASE)
+            if setup in ("stale_sipi", "level_irq"):  # it is about to look for events and interrupts anyway
+                ap.requests.init = 1 << KVM_REQ_EVENT
+            if interrupted:
+                Device(vm, f"timer{ap.id - 1}", ap.id, IRQ, level=setup == "level_irq", times=2 if setup == "edge_irqs" else 1)
+        if setup == "bsp_init":
+            aps[0].programs[0] = send([0], *rounds)
         elif setup == "migration":
-            ap.mp_state.init, ap.regs.init = KVM_MP_STATE_INIT_RECEIVED, (1, RESET_CS_BASE)
             Userspace(vm, "userspace", migrate)
-        if setup in ("stale_sipi", "level_irq"):  # vCPU1 is about to look for events and interrupts anyway
-            ap.requests.init = 1 << KVM_REQ_EVENT
-        if interrupted:
-            Device(vm, "timer0", 1, IRQ, level=setup == "level_irq", times=2 if setup == "edge_irqs" else 1)
 
-    def target(self, vm: Vm) -> Vcpu:
-        """The vCPU that INIT is sent to."""
-        return vm.vcpus[0 if vm.setup == "bsp_init" else 1]
+    def targets(self, vm: Vm) -> list[Vcpu]:
+        """The vCPUs that INIT is sent to, or that are interrupted."""
+        return [v for v in (vm.vcpus[:1] if vm.setup == "bsp_init" else vm.vcpus[1:]) if vm.in_question(v)]
 
     def monitors(self, vm: Vm) -> list[Monitor]:
         """Safety."""
-        v = self.target(vm)
-        mp_state, events, vector = v.mp_state, v.apic.pending_events, v.apic.sipi_vector
+        return [check for v in self.targets(vm) for check in self.checks(vm, v)]
+
+    def checks(self, vm: Vm, v: Vcpu) -> list[Monitor]:
+        """What must hold for one target at every step."""
+        mp_state, events, vector, mutex = v.mp_state, v.apic.pending_events, v.apic.sipi_vector, (v.mutex_word,)
         inits = mp_state if vm.calls.apic_dm_init is dm_init_before else events
-        mutex = (v.mutex_word,)
         found: list[Monitor] = [
             Check("I-I1", Check.single_writer, v, mp_state, reads=mutex),
             Check("I-I2", Check.init_not_overwritten, v, mp_state, reads=mutex, sent=False),
@@ -464,19 +466,21 @@ class InitSipi(Scenario):
 
     def stuck(self, vm: Vm) -> list[Violation]:
         """Liveness."""
-        v = self.target(vm)
-        found = []
-        if (pending := v.apic.pending_events.value) and v.task_state.value == TASK_INTERRUPTIBLE:
-            found.append(Violation("I-I7", f"{v.name} sleeps while pending_events = {pending:#x}"))
-        reached = (v.mp_state.value, v.regs.value[1], v.pcpu.cpu.value & IN_GUEST)
-        if (wanted := self.wanted(vm)) and not all(w in (None, r) for w, r in zip(wanted, reached, strict=True)):
-            found.append(Violation("I-L2" if v.is_bsp else "I-L1", f"{v.name}: {v.waits_for()}"))
-        for reg, word in v.apic.irr.items():
-            if word.value and v.mp_state.value != KVM_MP_STATE_INIT_RECEIVED and v.if_flag:
-                found.append(Violation("irq", f"{v.name} never takes the interrupt in IRR{reg}: {word.value:#x}"))
-        for device in (d for d in vm.devices if d.remote_irr.value):
+        found = [violation for v in self.targets(vm) for violation in self.left_undone(vm, v)]
+        for device in (d for d in vm.devices if vm.in_question(d) and d.remote_irr.value):
             found.append(Violation("eoi", f"{device.name}'s level interrupt was handled as an edge: no EOI broadcast"))
         return found
+
+    def left_undone(self, vm: Vm, v: Vcpu) -> Iterator[Violation]:
+        """What one target waits for in vain."""
+        if (pending := v.apic.pending_events.value) and v.task_state.value == TASK_INTERRUPTIBLE:
+            yield Violation("I-I7", f"{v.name} sleeps while pending_events = {pending:#x}")
+        reached = (v.mp_state.value, v.regs.value[1], v.pcpu.cpu.value & IN_GUEST)
+        if (wanted := self.wanted(vm)) and not all(w in (None, r) for w, r in zip(wanted, reached, strict=True)):
+            yield Violation("I-L2" if v.is_bsp else "I-L1", f"{v.name}: {v.waits_for()}")
+        for reg, word in v.apic.irr.items():
+            if word.value and v.mp_state.value != KVM_MP_STATE_INIT_RECEIVED and v.if_flag:
+                yield Violation("irq", f"{v.name} never takes the interrupt in IRR{reg}: {word.value:#x}")
 
     def wanted(self, vm: Vm) -> tuple[int, int | None, int] | None:
         """The (mp_state, CS base, in the guest?) that INIT and SIPI must lead to; None: anything."""
@@ -489,6 +493,8 @@ class InitSipi(Scenario):
         return (KVM_MP_STATE_RUNNABLE, SECOND << 12, IN_GUEST)
 
     def outcome(self, vm: Vm) -> str:
-        """Where the target ended."""
-        v = self.target(vm)
-        return f"{v.name} {v.waits_for()}"
+        """Where the targets ended, those that ended alike together."""
+        ends: dict[str, list[str]] = {}
+        for v in self.targets(vm):
+            ends.setdefault(v.waits_for(), []).append(v.name)
+        return "; ".join(f"{', '.join(v[:4])}{f' and {len(v) - 4} more' * (len(v) > 4)} {where}" for where, v in ends.items())

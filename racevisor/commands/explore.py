@@ -37,6 +37,7 @@ def explore_scenario(
     memories: tuple[str, ...],
     budget: str | None,
     jobs: int | None,
+    vcpus: int | None,
     trace_dir: Path | None,
     picture: bool,
     full: bool,
@@ -47,7 +48,7 @@ def explore_scenario(
     out = console()
     verdicts: list[Verdict] = []
     with quiet_if(as_json):
-        wanted = cases(name, variants, setups, memories)
+        wanted = cases(name, variants, setups, memories, vcpus)
         options["budget"] = parse(budget) if budget is not None else None
         choose.kind(choose.Wanted(**options))
         interrupted = _search(wanted, verdicts, jobs, options)

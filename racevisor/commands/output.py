@@ -72,7 +72,7 @@ def reenact(case: Case, picks: list[tuple[str, str]], *, past_violations: bool =
     from racevisor.livelock import alone
     from racevisor.strategies.replay import Replay
 
-    world = case.world(max_steps=max(len(picks) + 1, case.scenario.max_steps), functions=True)
+    world = case.world(max_steps=max(len(picks) + 1, case.max_steps), functions=True)
     strategy = Replay(picks, again="")
     try:
         world.reset()
@@ -131,7 +131,8 @@ def print_paste_lines(out: Console, case: Case, trace: Path | None) -> None:
 def live_arguments(case: Case) -> str:
     """The arguments that name a case on the command line of `run`."""
     name = shlex.quote(case.source.path)
-    return f"{name} --variant {case.variant_name} --setup {case.setup} --memory {case.memory} --rounds 200"
+    vcpus = "" if case.vcpus == case.scenario.vcpus else f" --vcpus {case.vcpus}"
+    return f"{name} --variant {case.variant_name} --setup {case.setup} --memory {case.memory}{vcpus} --rounds 200"
 
 
 def trace_folder(case: Case, wanted: Path | None) -> Path:
@@ -141,7 +142,8 @@ def trace_folder(case: Case, wanted: Path | None) -> Path:
 
 def trace_name(case: Case, suffix: str = "") -> str:
     """The file name of a trace; names of a user's own variants may hold anything."""
-    name = f"{case.variant_name}-{case.setup}-{case.memory}{suffix}"
+    vcpus = "" if case.vcpus == case.scenario.vcpus else f"-{case.vcpus}vcpus"
+    name = f"{case.variant_name}-{case.setup}-{case.memory}{vcpus}{suffix}"
     return "".join(c if c.isalnum() or c in "-_." else "_" for c in name) + ".trace"
 
 

@@ -76,7 +76,8 @@ def _machines(recorded: Trace) -> str:
 
 def _again(recorded: Trace) -> str:
     command = "run" if recorded.recorded_by == trace.LIVE else "explore"
-    return f"{command} {recorded.path} --variant {recorded.variant} --setup {recorded.setup} --memory {recorded.memory}"
+    vcpus = "" if recorded.vcpus is None else f" --vcpus {recorded.vcpus}"
+    return f"{command} {recorded.path} --variant {recorded.variant} --setup {recorded.setup} --memory {recorded.memory}{vcpus}"
 
 
 def _diverged(recorded: Trace, file: Path, message: str, as_json: bool, execution: Execution | None) -> int:
@@ -101,6 +102,7 @@ def _as_json(recorded: Trace, file: Path, execution: Execution | None, differenc
         "variant": recorded.variant,
         "setup": recorded.setup,
         "memory": recorded.memory,
+        "vcpus": recorded.vcpus,
         "recorded_by": recorded.recorded_by,
         "trace": str(file),
         **({"error": difference} if difference else {}),

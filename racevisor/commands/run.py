@@ -112,6 +112,7 @@ def run_live(
     variant: str | None,
     setup: str | None,
     memory: str,
+    vcpus: int | None = None,
     rounds: int,
     seed: int,
     noise: float,
@@ -125,7 +126,8 @@ def run_live(
     """Returns the exit status."""
     with quiet_if(as_json):
         scenario, source = load(name)
-        case = Case(scenario, source, variant or next(iter(scenario.variants)), setup or next(iter(scenario.setups)), memory)
+        variant, setup = variant or next(iter(scenario.variants)), setup or next(iter(scenario.setups))
+        case = Case(scenario, source, variant, setup, memory, vcpus)
         log_dir = log_dir or trace_folder(case, trace_dir) / "logs"
         options = make_options(rounds=rounds, seed=seed, noise=noise, address=address, log_dir=log_dir, debug_steps=log_steps)
         tally = Tally(case, seed, trace_dir, log_dir)
@@ -163,6 +165,7 @@ def _as_json(tally: Tally, seconds: float) -> dict[str, Any]:
         "variant": case.variant_name,
         "setup": case.setup,
         "memory": case.memory,
+        "vcpus": case.vcpus,
         "claimed": case.claimed,
         "as_claimed": tally.as_claimed,
         "run": tally.run_id,

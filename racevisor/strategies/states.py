@@ -266,6 +266,7 @@ class StatefulSearch:
             return None
         else:
             self.alone[key] = len(self.world.steps)
+            self.sleep = {}  # follow it: what a sleeping head would lead to is known, but not that it leads back here
         sleep = self.sleep
         if slept is None:
             self.generated += len(movable)
@@ -313,10 +314,11 @@ def domains(world: World) -> list[Domain]:
         for cell in others:
             parent[root(cell.index)] = root(first.index)
     pairs = {pair: len(parent) + n for n, pair in enumerate((m, cell) for m in world.monitors for cell in m.reads)}
+    judging = set(world.monitors)  # a World that was made small has fewer than its cells know of
     found = []
     for cell in world.vm.cells:
-        watching = tuple(pairs[monitor, read] for monitor in cell.watched for read in monitor.reads)
-        reading = tuple(pairs[monitor, cell] for monitor in cell.judges if monitor not in cell.watched)
+        watching = tuple(pairs[monitor, read] for monitor in cell.watched for read in monitor.reads if monitor in judging)
+        reading = tuple(pairs[monitor, cell] for monitor in cell.judges if monitor not in cell.watched and monitor in judging)
         found.append((root(cell.index), bool(cell.watched), watching, watching + reading))
     return found
 
