@@ -14,7 +14,6 @@ from actors.guest import (
     APIC_BROADCAST,
     APIC_DEST_ALLBUT,
     APIC_DEST_ALLINC,
-    APIC_DEST_NOSHORT,
     APIC_DEST_SELF,
     APIC_DM_FIXED,
     APIC_DM_INIT,
@@ -60,15 +59,20 @@ class Lapic(Actor):
 async def apic_send_ipi(me: Vcpu, dest: int, mode: int, vector: int, level: bool, shorthand: int) -> None:
     """Deliver the IPI that an ICR write asks for.  [lapic.c apic_send_ipi, irq_comm.c kvm_irq_delivery_to_apic]"""
     await WRITE_ONCE(me.apic.icr, vector | mode << 8)
-    for vcpu in me.vm.vcpus:
-        match = {
-            APIC_DEST_NOSHORT: dest in (vcpu.id, APIC_BROADCAST),
-            APIC_DEST_SELF: vcpu is me,
-            APIC_DEST_ALLINC: True,
-            APIC_DEST_ALLBUT: vcpu is not me,
-        }
-        if match[shorthand]:
-            await me.vm.calls.apic_accept_irq(me, vcpu.apic, mode, vector, level, False)
+    for vcpu in _destinations(me, dest, shorthand):
+        await me.vm.calls.apic_accept_irq(me, vcpu.apic, mode, vector, level, False)
+
+
+def _destinations(me: Vcpu, dest: int, shorthand: int) -> list[Vcpu]:
+    """Whom an ICR write names.  [lapic.c kvm_apic_match_dest; a single one is looked up, as in kvm_irq_delivery_to_apic_fast]"""
+    vcpus: list[Vcpu] = me.vm.vcpus
+    if shorthand == APIC_DEST_SELF:
+        return [me]
+    if shorthand == APIC_DEST_ALLBUT:
+        return [vcpu for vcpu in vcpus if vcpu is not me]
+    if shorthand == APIC_DEST_ALLINC or dest == APIC_BROADCAST:
+        return vcpus
+    return vcpus[dest : dest + 1]  # a vCPU's number is its APIC ID
 
 
 async def apic_accept_irq(me: Actor, apic: Lapic, mode: int, vector: int, level: bool, trig_mode: bool) -> int:

@@ -129,6 +129,15 @@ def test_explore_draws_a_single_race_and_says_how_to_go_on(racevisor: Shell) -> 
     assert out.isascii(), "a pipe gets ASCII"
 
 
+def test_one_variant_shows_its_first_bad_execution_before_the_other_cells_are_searched(racevisor: Shell) -> None:
+    """Who asks what is wrong with a version wants to see it, and not to wait for the cells where nothing is."""
+    status, out, _ = racevisor("explore", EXAMPLE, "--variant", "plain")
+    assert status == 0
+    assert out.index("P1 saw ready, and data was still 0") < out.index("claimed")
+    assert out.count("replay it:") == 1
+    assert "run 0" not in racevisor("explore", EXAMPLE)[1], "a table of several variants shows no execution"
+
+
 def test_explore_exits_with_1_if_a_claim_is_refuted(racevisor: Shell, tmp_path: Path) -> None:
     """The exit status is what a script and a bisection look at."""
     wrong = Path(EXAMPLE).read_text(encoding="utf-8").replace('claims={"*": {"pso": Sometimes}}', "claims={}")

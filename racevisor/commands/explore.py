@@ -51,8 +51,11 @@ def explore_scenario(
         wanted = cases(name, variants, setups, memories, vcpus)
         options["budget"] = parse(budget) if budget is not None else None
         choose.kind(choose.Wanted(**options))
-        interrupted = _search(wanted, verdicts, jobs, options)
+        first = _First(out, wanted, trace_dir, options["seed"], full) if not as_json and _at_once(wanted, picture) else None
+        interrupted = _search(wanted, verdicts, jobs, options, first)
         traces, problem = _save(wanted, verdicts, trace_dir, options["seed"])
+        if first is not None:
+            problem = problem or first.problem
     confirmed = sum(v.confirmed for v in verdicts)
     status = 130 if interrupted else problem.exit_status if problem else 0 if confirmed == len(wanted) else 1
     if problem is not None:
@@ -74,23 +77,60 @@ def explore_scenario(
         _print_table(out, verdicts)
     _print_summary(out, wanted, verdicts, interrupted)
     shown = _to_draw(verdicts, picture)
-    if shown is not None:
-        witness = verdicts[shown].witness
-        assert witness is not None
+    if shown is not None and (first is None or first.drawn != shown):
         out.print()
-        out.print(Text(f"{wanted[shown]}: run {witness.run}, {len(witness.schedule)} steps", style="bold"))
+        _draw(out, wanted[shown], verdicts[shown], traces.get(shown), full)
+    elif traces and shown is None:
+        example = next(iter(traces.values()))
         out.print()
-        print_picture(out, wanted[shown], *reenact(wanted[shown], witness.schedule), full=full)
-        print_paste_lines(out, wanted[shown], traces.get(shown))
-    elif traces:
-        first = next(iter(traces.values()))
-        out.print()
-        out.print(f"{len(traces)} trace{'s' if len(traces) > 1 else ''} in {first.parent}/, for instance:", soft_wrap=True)
-        out.print(f"  replay it:    racevisor replay {first}", soft_wrap=True)
+        out.print(f"{len(traces)} trace{'s' if len(traces) > 1 else ''} in {example.parent}/, for instance:", soft_wrap=True)
+        out.print(f"  replay it:    racevisor replay {example}", soft_wrap=True)
     return status
 
 
-def _search(wanted: list[Case], verdicts: list[Verdict], jobs: int | None, options: dict[str, Any]) -> bool:
+def _draw(out: Console, case: Case, verdict: Verdict, path: Path | None, full: bool) -> None:
+    witness = verdict.witness
+    assert witness is not None
+    out.print(Text(f"{case}: run {witness.run}, {len(witness.schedule)} steps", style="bold"))
+    out.print()
+    print_picture(out, case, *reenact(case, witness.schedule), full=full)
+    print_paste_lines(out, case, path)
+
+
+def _at_once(wanted: list[Case], picture: bool) -> bool:
+    """Is the first interleaving drawn while the other cells are searched?  If all are about one variant."""
+    return len(wanted) > 1 and (picture or len({case.variant_name for case in wanted}) == 1)
+
+
+class _First:
+    """Draws the first bad execution while the other cells are being searched."""
+
+    def __init__(self, out: Console, wanted: list[Case], trace_dir: Path | None, seed: int, full: bool) -> None:
+        self.out = out
+        self.wanted = wanted
+        self.trace_dir = trace_dir
+        self.seed = seed
+        self.full = full
+        self.drawn: int | None = None
+        self.problem: RacevisorError | None = None  # told at the end, when nothing can be lost by it
+
+    def look(self, n: int, verdict: Verdict, meter: Meter) -> None:
+        """A cell is settled; those before it have been shown."""
+        if self.drawn is not None or verdict.witness is None:
+            return
+        self.drawn = n
+        case = self.wanted[n]
+        verdict.witness = clearest(case, verdict.witness)
+        path, _ = _record(case, verdict, self.trace_dir, self.seed)
+        with meter.aside():
+            try:
+                _draw(self.out, case, verdict, path, self.full)
+            except RacevisorError as error:
+                self.problem = error
+            self.out.print()
+
+
+def _search(wanted: list[Case], verdicts: list[Verdict], jobs: int | None, options: dict[str, Any], first: _First | None) -> bool:
     """Fill `verdicts`; True if Ctrl-C ended it early."""
     try:
         if len(wanted) == 1:
@@ -104,7 +144,10 @@ def _search(wanted: list[Case], verdicts: list[Verdict], jobs: int | None, optio
             progress = explore(
                 wanted, jobs=jobs or min(processors(), len(wanted)), on_progress=lambda done, _: meter.update(done), **options
             )
-            verdicts.extend(progress)
+            for n, verdict in enumerate(progress):
+                verdicts.append(verdict)
+                if first is not None:
+                    first.look(n, verdict, meter)
     except KeyboardInterrupt:
         return True
     return False
@@ -116,26 +159,35 @@ def _save(
     """A trace for each bad witness; a disk that is full does not lose the verdicts."""
     saved: dict[int, Path] = {}
     for i, verdict in enumerate(verdicts):
-        witness = verdict.witness
-        if witness is None:
+        if verdict.witness is None:
             continue
-        path = trace_folder(wanted[i], trace_dir) / trace_name(wanted[i])
-        recorded = trace.record(
-            wanted[i],
-            witness.schedule,
-            outcome=witness.outcome,
-            status=witness.status,
-            violations=witness.violations,
-            seed=seed,
-            strategy=verdict.strategy,
-            recorded_by=trace.EXPLORE,
-        )
-        try:
-            trace.save(recorded, path)
-        except RacevisorError as error:
+        path, error = _record(wanted[i], verdict, trace_dir, seed)
+        if path is None:
             return saved, error
         saved[i] = path
     return saved, None
+
+
+def _record(case: Case, verdict: Verdict, trace_dir: Path | None, seed: int) -> tuple[Path | None, RacevisorError | None]:
+    """Where the witness is saved now, or why it could not be."""
+    witness = verdict.witness
+    assert witness is not None
+    path = trace_folder(case, trace_dir) / trace_name(case)
+    recorded = trace.record(
+        case,
+        witness.schedule,
+        outcome=witness.outcome,
+        status=witness.status,
+        violations=witness.violations,
+        seed=seed,
+        strategy=verdict.strategy,
+        recorded_by=trace.EXPLORE,
+    )
+    try:
+        trace.save(recorded, path)
+    except RacevisorError as error:
+        return None, error
+    return path, None
 
 
 def _path(path: Path | None) -> str | None:

@@ -180,6 +180,16 @@ class Meter:
         if self._progress.live.is_started:  # stopping what never started would print an empty line
             self._progress.stop()
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Out of the way while something is printed."""
+        shown = self._progress.live.is_started
+        if shown:
+            self._progress.stop()
+        yield
+        if shown:
+            self._progress.start()
+
     def update(self, done: int) -> None:
         """So many are done."""
         task = self._progress.tasks[self._task]
