@@ -35,9 +35,9 @@ class Access(NamedTuple):
     own: Thread | None
 
 
-#: A step that a later one could overtake; whether the later one could then be the very first of the steps that stay; and the
-#: steps that happen before the later one, a bitmask, the earlier one and what follows it not always left out.
-Race = tuple[int, bool, int]
+#: A step that a later one could overtake, and the steps that the later one follows by cause and effect, a bitmask.  What it
+#: conflicts with is not in there: that depends on what it does when it comes first, see `overtaking`.
+Race = tuple[int, int]
 
 NOTHING = Access(None, False, None)
 _AWAIT, _FENCE, _RMW, _SEND = Code.AWAIT, Code.FENCE, Code.RMW, Code.SEND  # looked up once: an enum's attribute is slow
@@ -118,11 +118,13 @@ class HappensBefore:
         self.steps_of: dict[Channel, int] = {}
         self._touch = [0] * len(world.vm.cells)
         self._write = [0] * len(world.vm.cells)
+        self._ways: dict[int, int] = {}
         self._judged = [_judged(cell) for cell in world.vm.cells]
 
     def cut(self, length: int) -> None:
         """Forget the steps from number `length` on."""
         keep = (1 << length) - 1
+        self._ways.clear()
         steps_of, touch, write = self.steps_of, self._touch, self._write
         for channel, (cell, _, _) in zip(self.channels[length:], self.accesses[length:], strict=True):
             steps_of[channel if channel.kind != CHOICE else channel.thread.channel] &= keep
@@ -203,10 +205,9 @@ class HappensBefore:
                 clock |= full[e]
                 rivals &= ~clock
             if step.op.code == _AWAIT and kind == THREAD:
-                races = self._overtaken(access, step.op, step.before, effect, clock, direct)
+                races = self._overtaken(access, step.op, step.before, effect, direct)
             elif direct:
-                # No step of a race's past lies behind the earlier step: then the later one can come first.
-                races = [(e, clock < 2 << e, clock) for e in direct]
+                races = [(e, effect) for e in direct]
             index = cell.index
             self._touch[index] |= bit
             if writes:
@@ -276,50 +277,56 @@ class HappensBefore:
                     mask |= self._touch[other]
         return mask
 
+    def way(self, earlier: int) -> int:
+        """All that does not follow the step `earlier` of a complete execution, though it came later: a bitmask of steps."""
+        way = self._ways.get(earlier)
+        if way is None:
+            way = 0
+            mask = bit = 1 << earlier
+            for past in self.past[earlier + 1 :]:
+                bit <<= 1
+                if not past & mask:
+                    way |= bit
+            self._ways[earlier] = way
+        return way
+
     def overtaking(self, earlier: int, op: Op, access: Access) -> Access:
         """What a step with `op` will touch if it comes right before the step `earlier`, in a race with which it did `access`.
 
-        Only an RMW or an await is another thing then: whether it changes anything depends on the value it meets.
+        Only an RMW or an await is another thing then, and only before a write to its cell: whether it changes anything depends on
+        the value it meets.  What a load saw tells nothing of that: it may have been served from a store buffer.
         """
-        if (op.code != _RMW and op.code != _AWAIT) or access.own is not None or self.accesses[earlier].cell is not access.cell:
+        if op.code != _RMW and op.code != _AWAIT:
+            return access
+        met = self.accesses[earlier]
+        if not met.writes or met.cell is not access.cell:
             return access
         value = self._before[earlier]
         after = RMW[op.fn](value, op.a, op.b) if op.code == _RMW else AWAITED[op.fn](value, op.b)
         return Access(access.cell, after != value, None)
 
-    def _overtaken(self, access: Access, op: Op, value: Any, cause: int, clock: int, direct: list[int]) -> list[Race]:
+    def _overtaken(self, access: Access, op: Op, value: Any, cause: int, direct: list[int]) -> list[Race]:
         """The races of a blocking op, executed (`value` is what it saw) or still blocked on a cell that holds `value`.
 
         A write that let the op go on cannot be overtaken, but one before it may: the one that made the op wait.  So we look back
         for the latest write before which the condition held.  Earlier ones need not be looked at: in the execution where the op
         comes right before that write, they are met again.  What did not change the cell cannot have let the op go on.
         """
-        cell, writes, _ = access
+        cell = access.cell
         assert cell is not None
         may_go: Callable[[Any, Any], bool] = AWAIT[op.fn]
         accesses = self.accesses
         going = may_go(value, op.a)
-        races = [(e, clock < 2 << e, clock) for e in direct if accesses[e].cell is not cell or not accesses[e].writes]
-        loads: list[tuple[int, Thread]] = []
-        rest = self._touch[cell.index]
+        races = [(e, cause) for e in direct if accesses[e].cell is not cell or not accesses[e].writes]
+        rest = self._write[cell.index]
         while rest:
             e = rest.bit_length() - 1
             rest ^= 1 << e
-            _, wrote, own = accesses[e]
-            if not wrote:
-                if own is not None and writes:
-                    loads.append((e, own))
-                continue
             if not may_go(self._before[e], op.a):
                 going = False
                 continue
-            if going:
-                if e in direct:
-                    races.append((e, clock < 2 << e, clock))
-            elif not cause >> e & 1:
-                # Steps on the cell after this write stay behind it, except loads that were served from the store buffer.
-                stays = any(own is loader and not self.past[load] >> e & 1 for load, loader in loads)
-                races.append((e, cause < 1 << e and not stays, cause))
+            if e in direct if going else not cause >> e & 1:
+                races.append((e, cause))
             break
         return races
 
@@ -335,7 +342,7 @@ class HappensBefore:
         cause = self.full[steps.bit_length() - 1] if steps else 0
         if thread.buffer is not None:
             cause |= self._drained(thread, op, _ALL)
-        return self._overtaken(Access(op.cell, may_write(op), None), op, op.cell.value, cause, cause, [])
+        return self._overtaken(Access(op.cell, may_write(op), None), op, op.cell.value, cause, [])
 
 
 class _Judged(NamedTuple):

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import by_brute_force, search, world
+from test_source_dpor import watching
 
 from actors.actor import Cell
 from actors.ops import READ_ONCE, WRITE_ONCE, await_eq, choose, cmpxchg, smp_mb
@@ -15,6 +16,7 @@ from racevisor.memory import MODELS
 from racevisor.monitor import Monitor, Violation
 from racevisor.oracles.protocols import peterson
 from racevisor.step import Step
+from racevisor.strategies import states
 from racevisor.strategies.random_walk import RandomWalk
 from racevisor.strategies.states import StatefulSearch
 from racevisor.world import World
@@ -254,3 +256,28 @@ def test_a_step_bound_is_never_taken_for_a_complete_search() -> None:
     search(World(vm, "sc", max_steps=60, automata=True), strategy)
     assert strategy.bounded
     assert not strategy.exhausted
+
+
+@pytest.mark.parametrize("bad", [("P0", "P0~stores"), ("P0~stores", "P0")])
+@pytest.mark.parametrize("program", ["x=1 r0=y", "x=1 r0=y | z=1", "w=1 x=1 r0=y"])
+def test_a_monitor_sees_a_load_on_both_sides_of_its_own_threads_posted_store(
+    program: str, bad: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No other thread touches the cells, but the monitor tells the two orders apart; no random execution may find it by luck."""
+    monkeypatch.setattr(states, "_LEARN", 0)
+    assert by_states(world(program, "tso", watching("x y", *bad), automata=True)).violations
+
+
+@pytest.mark.parametrize("value", [0, 1])
+def test_a_monitor_sees_two_posted_stores_of_one_thread_in_both_orders(value: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under pso the two leave in any order, and the monitor watches one and reads the other."""
+
+    class Reads(Monitor):
+        check = "reads"
+
+        def on_step(self, step: Step) -> Violation | None:
+            return Violation(self.check, f"y is {self.reads[0].value}") if self.reads[0].value == value else None
+
+    monkeypatch.setattr(states, "_LEARN", 0)
+    of = world("z=1 y=1 x=1", "pso", lambda vm: [Reads([vm.memory.x], reads=[vm.memory.y])], automata=True)  # type: ignore[union-attr]
+    assert by_states(of).violations == {f"y is {value}"}

@@ -10,9 +10,10 @@ A *sleep set* (Godefroid, LNCS 1032, 1996) holds the heads that need not move ne
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
-from racevisor.dependence import Access, independent
+from actors.ops import may_write
+from racevisor.dependence import NOTHING, Access, HappensBefore, independent
 from racevisor.errors import NotDeterministic
 from racevisor.step import CHOICE
 from racevisor.world import Channel, Execution, World
@@ -162,6 +163,75 @@ class Stateless(ABC, Generic[N]):
                 break  # the rest is known, and the execution itself is complete
             world.step(channel)
         return "violated"
+
+
+class Reversal(NamedTuple):
+    """A race of the present execution, or a choice in it that has other answers."""
+
+    later: int  # number of the later step; of the choice itself
+    earlier: int
+    cause: int  # what the later step follows by cause and effect, a bitmask
+    channel: Channel  # of the step that is to come first
+    access: Access  # what it will touch then
+
+
+class Reversing(Stateless[N]):
+    """A search that reverses races.
+
+    Each execution is asked for all its reversals, not only for those of its new steps: a reversal takes along what need not
+    follow the earlier step, to the end of the execution, and that is another thing with every end.
+    """
+
+    def enter(self, world: World) -> None:
+        self.order = HappensBefore(world)
+        self.reversals: list[Reversal] = []
+        self.kept = 0  # how many steps of the present execution the one before it had too
+
+    def extend(self) -> None:
+        """Happens-before of the steps that were taken since."""
+        world = self.world
+        assert world is not None
+        order = self.order
+        for n in range(len(order.past), len(self.nodes)):
+            channel = self.nodes[n].channel
+            step = world.steps[n]
+            for earlier, cause in order.extend(channel, step):
+                access = order.overtaking(earlier, step.op, order.accesses[n])
+                self.reversals.append(Reversal(n, earlier, cause, channel, access))
+            if channel.kind == CHOICE:
+                # Another answer takes the place of this one, as the later step of a race takes that of the earlier one.
+                others = (world.channels[f"{step.thread}?{i}"] for i in range(step.op.a))
+                self.reversals += [Reversal(n, n, order.past[n], other, NOTHING) for other in others if other is not channel]
+
+    def cut(self, depth: int) -> None:
+        """Forget the steps from number `depth` on."""
+        self.order.cut(depth)
+        self.kept = depth
+        reversals = self.reversals
+        while reversals and reversals[-1].later >= depth:
+            reversals.pop()
+
+    def learn(self, world: World) -> None:
+        """Plan the reversals.
+
+        This has to wait for the end of the execution: what does not follow the earlier step of a race may come after both.
+        """
+        self.extend()
+        order = self.order
+        kept = self.kept
+        for reversal in self.reversals:
+            if reversal.later >= kept or order.way(reversal.earlier) >> kept:
+                self.reverse(reversal)
+        for thread in world.threads:
+            op = thread.op
+            if op is not None and thread.channel.at < 0:
+                for earlier, cause in order.blocked(thread):
+                    access = order.overtaking(earlier, op, Access(op.cell, may_write(op), None))
+                    self.reverse(Reversal(len(self.nodes), earlier, cause, thread.channel, access))
+
+    @abstractmethod
+    def reverse(self, reversal: Reversal) -> None:
+        """Plan the later step before the earlier one, unless that is covered by what sleeps or is planned there."""
 
 
 def awake(movable: list[Channel], sleep: Sleep, last: Channel | None) -> Channel | None:

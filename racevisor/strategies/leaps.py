@@ -31,7 +31,10 @@ class Leaps:
         known, cells, indices = self.own_cells.get(thread, (0, [], set()))
         if known != len(self.owners):  # more cells have turned out to be this thread's own
             mine = thread.channel.number
-            cells = [c for c in world.vm.cells if not c.watched and self._owns(mine, *self.domains[c.index])]
+            posts = thread.buffer is not None  # then a monitor may tell the order of the thread's own steps
+            cells = [
+                c for c in world.vm.cells if not (c.judges if posts else c.watched) and self._owns(mine, *self.domains[c.index])
+            ]
             indices = {c.index for c in cells}
             self.own_cells[thread] = (len(self.owners), cells, indices)
         buffer = thread.buffer

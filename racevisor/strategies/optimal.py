@@ -9,16 +9,15 @@ Where this differs from the page:
 * a later step that now comes first may do something else: a cmpxchg that failed succeeds; the tree has what it will do;
 * the answers of a choice exclude each other, as the two orders of a race do, and are treated alike: another answer is put where
   this one was, behind all that does not follow this one;
-* for races with a thread that is left in an await, and for what is known of an execution's prefix: as in source_dpor.py.
+* a thread that is left in an await takes part in races with the step that it was about to take, see dependence.py.
 """
 
 from __future__ import annotations
 
-from actors.ops import may_write
-from racevisor.dependence import NOTHING, Access, HappensBefore, independent, process
+from racevisor.dependence import Access, independent, process
 from racevisor.step import CHOICE
-from racevisor.strategies.dpor import Node, Sleep, Stateless, awake, inherited
-from racevisor.world import Channel, World
+from racevisor.strategies.dpor import Node, Reversal, Reversing, Sleep, awake, inherited
+from racevisor.world import Channel
 
 
 class Branch:
@@ -46,13 +45,8 @@ class _Node(Node):
         return len(self.tree)
 
 
-class OptimalDpor(Stateless[_Node]):
+class OptimalDpor(Reversing[_Node]):
     """Never blocked: `blocked` stays 0."""
-
-    def enter(self, world: World) -> None:
-        self.order = HappensBefore(world)
-        #: what the present execution asks for: (earlier step, what happens before the later one, its channel, what it will touch)
-        self.found: list[tuple[int, int, Channel, Access]] = []
 
     def plan(self, movable: list[Channel]) -> _Node | None:
         """The first branch of the wakeup tree; where it ends, the first head that does not sleep."""
@@ -61,7 +55,7 @@ class OptimalDpor(Stateless[_Node]):
         if self.nodes:
             node = self.nodes[-1]
             taken = node.channel
-            self._extend()
+            self.extend()
             if node.sleep:
                 sleep = inherited(node.sleep, taken, self.order.accesses[-1])
             tree = node.below
@@ -77,53 +71,22 @@ class OptimalDpor(Stateless[_Node]):
         if not node.tree:
             return None
         node.sleep = {**node.sleep, node.channel: self.order.accesses[depth]}
-        self.order.cut(depth)
+        self.cut(depth)
         branch = node.tree.pop(0)
         node.below = branch.tree
         return branch.channel
 
-    def _extend(self) -> None:
-        """Happens-before of the steps that were taken since."""
-        world = self.world
-        assert world is not None
-        order = self.order
-        for n in range(len(order.past), len(self.nodes)):
-            channel = self.nodes[n].channel
-            step = world.steps[n]
-            for earlier, _, past in order.extend(channel, step):
-                self.found.append((earlier, past, channel, order.overtaking(earlier, step.op, order.accesses[n])))
-            if channel.kind == CHOICE:
-                # Another answer takes the place of this one, as the later step of a race takes that of the earlier one.
-                others = (world.channels[f"{step.thread}?{i}"] for i in range(step.op.a))
-                self.found += [(n, order.past[n], other, NOTHING) for other in others if other is not channel]
-
-    def learn(self, world: World) -> None:
-        """Put the reversals of the races that are new into the wakeup trees.
-
-        This has to wait for the end of the execution: what does not follow the earlier step of a race may come after both.
-        """
-        self._extend()
-        order = self.order
-        self.ways: dict[int, int] = {}
-        for thread in world.threads:
-            if thread.op is not None and thread.channel.at < 0:
-                for earlier, _, past in order.blocked(thread):
-                    access = order.overtaking(earlier, thread.op, Access(thread.op.cell, may_write(thread.op), None))
-                    self.found.append((earlier, past, thread.channel, access))
-        for race in self.found:
-            self._reverse(*race)
-        self.found.clear()
-
-    def _reverse(self, earlier: int, past: int, channel: Channel, access: Access) -> None:
-        """Plan a step of `channel` before the step `earlier`, unless that is covered by what sleeps or is planned there.
+    def reverse(self, reversal: Reversal) -> None:
+        """Plan the later step before the earlier one, unless that is covered by what sleeps or is planned there.
 
         It is covered by a head that could move first with the rest still to follow (a *weak initial* of the way): all that begins
         with such a head has been explored, if it sleeps, or will be, if a branch of the tree that begins with it ends there.
         """
-        node = self.nodes[earlier]
+        _, earlier, cause, channel, access = reversal
         order = self.order
-        way = self._way(earlier)
-        past |= order.conflicting(access)
+        node = self.nodes[earlier]
+        way = order.way(earlier)
+        past = cause | order.conflicting(access)
         for head, touched in node.sleep.items():
             if self._first(head, touched, way, past, channel, access) is not None:
                 return
@@ -172,16 +135,3 @@ class OptimalDpor(Stateless[_Node]):
             if not independent(access, touched):
                 return None
         return None if order.conflicting(touched) & way else 0
-
-    def _way(self, earlier: int) -> int:
-        """All that does not follow the step `earlier`, though it came later: a bitmask of steps."""
-        way = self.ways.get(earlier)
-        if way is None:
-            way = 0
-            mask = bit = 1 << earlier
-            for past in self.order.past[earlier + 1 :]:
-                bit <<= 1
-                if not past & mask:
-                    way |= bit
-            self.ways[earlier] = way
-        return way

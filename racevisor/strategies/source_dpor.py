@@ -5,18 +5,19 @@ algorithm 1.  Where this differs from the page:
 
 * a process is a channel: a thread, a store buffer, the IPIs from one thread to one CPU; the answers of a choice are channels too,
   and where a choice is come to, all of them are planned;
-* races are looked for when the execution has ended, and only those whose later step is new: an execution shares a prefix
-  with the one before it, and the races of that prefix are known;
+* races are reversed when the execution has ended, and those that it shares with the one before it are reversed again;
+* what need not follow the earlier step of a race is taken from the whole execution, not only from what lies between the two
+  steps: a cmpxchg that failed and now comes first succeeds, and what commuted with it then may have to come before it;
 * a reversal is dropped if one of its first steps sleeps at that point: all that begins with that step has been explored;
 * a thread that is left in an await takes part in races with the step that it was about to take, see dependence.py.
 """
 
 from __future__ import annotations
 
-from racevisor.dependence import HappensBefore, access_of
+from racevisor.dependence import access_of, process
 from racevisor.step import CHOICE
-from racevisor.strategies.dpor import Node, Sleep, Stateless, inherited
-from racevisor.world import Channel, World
+from racevisor.strategies.dpor import Node, Reversal, Reversing, Sleep, inherited
+from racevisor.world import Channel
 
 
 class _Node(Node):
@@ -32,11 +33,8 @@ class _Node(Node):
         return sum(c not in self.sleep and c is not self.channel for c in self.backtrack)
 
 
-class SourceDpor(Stateless[_Node]):
+class SourceDpor(Reversing[_Node]):
     """Cheaper per execution than the optimal search, and better where few executions block."""
-
-    def enter(self, world: World) -> None:
-        self.order = HappensBefore(world)
 
     def plan(self, movable: list[Channel]) -> _Node | None:
         """The first head that does not sleep."""
@@ -58,46 +56,28 @@ class SourceDpor(Stateless[_Node]):
 
     def leave(self, node: _Node, depth: int) -> Channel | None:
         node.sleep = {**node.sleep, node.channel: self.order.accesses[depth]}
-        self.order.cut(depth)
+        self.cut(depth)
         return next((c for c in node.backtrack if c not in node.sleep), None)
 
-    def learn(self, world: World) -> None:
-        """Plan the reversals of the races that are new."""
-        order = self.order
-        nodes = self.nodes
-        steps = world.steps
-        for n in range(len(order.past), len(nodes)):
-            channel = nodes[n].channel
-            for earlier, first, _ in order.extend(channel, steps[n]):
-                self._reverse(earlier, n, channel, first)
-        for thread in world.threads:
-            if thread.op is not None and thread.channel.at < 0:
-                for earlier, first, _ in order.blocked(thread):
-                    self._reverse(earlier, len(nodes), thread.channel, first)
-
-    def _reverse(self, earlier: int, later: int, channel: Channel, first: bool) -> None:
-        """Plan the step `later`, of `channel`, before the step `earlier`.
+    def reverse(self, reversal: Reversal) -> None:
+        """Plan the later step before the earlier one, unless that is covered.
 
         The plan is what need not follow `earlier`, then `later`.  It is covered if one of the steps that can come first in it
         is already planned in that state or sleeps there.
         """
+        later, earlier, cause, channel, access = reversal
+        order = self.order
         node = self.nodes[earlier]
-        backtrack = node.backtrack
-        sleep = node.sleep
-        past = self.order.past
-        nodes = self.nodes
-        bit = 1 << earlier
-        chosen = None
-        for k in range(earlier + 1, later):
-            # nothing that happens before k lies between, and `earlier` does not either
-            if past[k] < bit:
-                initial = nodes[k].channel
-                if initial in backtrack or initial in sleep:
+        way = order.way(earlier)
+        leads = not (cause | order.conflicting(access)) & way
+        for heads in (node.backtrack, node.sleep):
+            for head in heads:
+                steps = order.steps_of.get(process(head), 0) & way
+                if steps:
+                    first = (steps & -steps).bit_length() - 1
+                    if order.channels[first] is head and not order.past[first] & way:
+                        return
+                elif head is channel and leads:
                     return
-                chosen = chosen or initial
-        if first:
-            if channel in backtrack or channel in sleep:
-                return
-            chosen = chosen or channel
-        assert chosen is not None
-        backtrack.append(chosen)
+        first = (way & -way).bit_length() - 1  # what comes first of all can always come first
+        node.backtrack.append(channel if leads and not 0 <= first < later else order.channels[first])

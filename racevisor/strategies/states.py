@@ -7,6 +7,7 @@ several checks that fail independently only one may be seen):
   (an ample set of one; Peled, CAV 1993).  Which cells are private is found out: a run starts by believing it of every cell
   that is not watched; the first time a second thread touches a believed-private cell, the search starts again knowing better.
   A write to a cell that a monitor reads is private only if nobody else takes a step on the monitor's watched cells.
+  A head on a cell that a monitor looks at is not taken alone while a posted store of its own thread waits for such a cell.
   A chain of 1,000 private steps is broken by a full expansion, so that no cycle hides the other threads for ever.
 * **sleep sets** with state matching (Godefroid, LNCS 1032, section 5.2): of two commuting heads one order is enough.
 * a state already expanded is not expanded again, except for what then slept.
@@ -214,9 +215,16 @@ class StatefulSearch:
         accessor = _accessor(channel)
         owners = {self.owners[share] for share in shares}
         private = owners == {accessor}
+        if private and channel.thread.buffer is not None and self._judged(channel):
+            # A monitor may see whether this head comes before or after a posted store of its own thread.
+            return not any(entry.cell.judges for entry in channel.thread.buffer.entries)
         if channel.kind == THREAD and owners <= {accessor, _SHARED}:
             self.settled[channel.thread.history] = private
         return private
+
+    def _judged(self, channel: Channel) -> bool:
+        cell, _ = self.world.access(channel)
+        return cell is not None and bool(cell.judges)
 
     def _touch(self, channel: Channel) -> None:
         """Note who is about to touch what; a second toucher of a believed-private domain means to start again."""
