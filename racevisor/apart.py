@@ -9,7 +9,7 @@ from racevisor import choose
 from racevisor.budget import Budget
 from racevisor.choose import Wanted
 from racevisor.decompose import Decomposition
-from racevisor.explore import LOOK, Verdict, _Recorder, witness
+from racevisor.explore import LOOK, Verdict, Recorder, witness
 from racevisor.hub import Refused
 from racevisor.ledger import EXHAUSTED, Bounds, Ledger, Look
 from racevisor.scenario import Always, Case, Never, Sometimes
@@ -20,7 +20,7 @@ def verdict_by_parts(case: Case, wanted: Wanted, clock: Callable[[], float], on_
     seconds = choose.AUTO_BUDGET if wanted.budget is None and wanted.strategy == "auto" else wanted.budget
     budget = Budget(seconds, None, clock)
     world = case.world(max_steps=wanted.max_steps, automata=True)
-    recorder = world.vm.calls = _Recorder(world.vm.calls)
+    recorder = world.vm.calls = Recorder(world.vm.calls)
 
     def stop(executions: int) -> bool:
         if executions % LOOK:

@@ -122,7 +122,7 @@ def witness(execution: Execution) -> Witness:
     return Witness(schedule, list(execution.violations), str(execution.outcome), execution.status, execution.run)
 
 
-class _Recorder(Calls):
+class Recorder(Calls):
     """vm.calls, noting what is called."""
 
     def __init__(self, calls: Calls) -> None:
@@ -216,7 +216,7 @@ def explore_case(
     budget = Budget(seconds, wanted.runs, clock)
     watch = _Watch(picker, budget, on_look)
     world = case.world(max_steps=wanted.max_steps, automata=kind.automata)
-    recorder = world.vm.calls = _Recorder(world.vm.calls)
+    recorder = world.vm.calls = Recorder(world.vm.calls)
     tally = _Tally()
     try:
         run, settled, stopped = _search(world, picker, tally, watch, stops_when_settled=kind.systematic and not wanted.to_the_end)
