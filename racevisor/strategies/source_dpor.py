@@ -4,7 +4,7 @@ Abdulla, Aronis, Jonsson, Sagonas: Source Sets: A Foundation for Optimal Dynamic
 algorithm 1.  Where this differs from the page:
 
 * a process is a channel: a thread, a store buffer, the IPIs from one thread to one CPU; the answers of a choice are channels too,
-  and where a choice is come to, all of them are planned;
+  and that one comes instead of another is planned like the reversal of a race;
 * races are reversed when the execution has ended, and those that it shares with the one before it are reversed again;
 * what need not follow the earlier step of a race is taken from the whole execution, not only from what lies between the two
   steps: a cmpxchg that failed and now comes first succeeds, and what commuted with it then may have to come before it;
@@ -15,7 +15,6 @@ algorithm 1.  Where this differs from the page:
 from __future__ import annotations
 
 from racevisor.dependence import access_of, process
-from racevisor.step import CHOICE
 from racevisor.strategies.dpor import Node, Reversal, Reversing, Sleep, inherited
 from racevisor.world import Channel
 
@@ -44,15 +43,8 @@ class SourceDpor(Reversing[_Node]):
         if nodes and nodes[-1].sleep:
             taken = nodes[-1].channel
             sleep = inherited(nodes[-1].sleep, taken, access_of(taken, self.world.steps[-1]))
-        for channel in movable:
-            if channel not in sleep:
-                node = _Node(channel, sleep)
-                if channel.kind == CHOICE:
-                    # No race leads from one answer to another.  One that a race has planned needs no such company: the others
-                    # are taken where this choice was first come to, and races of their own bring them here.
-                    node.backtrack += [c for c in channel.thread.answers if c is not channel]
-                return node
-        return None
+        channel = next((c for c in movable if c not in sleep), None)
+        return None if channel is None else _Node(channel, sleep)
 
     def leave(self, node: _Node, depth: int) -> Channel | None:
         node.sleep = {**node.sleep, node.channel: self.order.accesses[depth]}
