@@ -9,7 +9,7 @@ from racevisor import choose
 from racevisor.budget import Budget
 from racevisor.choose import Wanted
 from racevisor.decompose import Decomposition
-from racevisor.explore import LOOK, Verdict, Recorder, witness
+from racevisor.explore import LOOK, Recorder, Verdict, witness
 from racevisor.hub import Refused
 from racevisor.ledger import EXHAUSTED, Bounds, Ledger, Look
 from racevisor.scenario import Always, Case, Never, Sometimes
