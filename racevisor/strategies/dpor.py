@@ -203,7 +203,7 @@ class Reversing(Stateless[N]):
                 others = (world.channels[f"{step.thread}?{i}"] for i in range(step.op.a))
                 self.reversals += [Reversal(n, n, order.past[n], other, NOTHING) for other in others if other is not channel]
 
-    def cut(self, depth: int) -> None:
+    def forget(self, depth: int) -> None:
         """Forget the steps from number `depth` on."""
         self.order.cut(depth)
         self.kept = depth

@@ -71,7 +71,7 @@ class OptimalDpor(Reversing[_Node]):
         if not node.tree:
             return None
         node.sleep = {**node.sleep, node.channel: self.order.accesses[depth]}
-        self.cut(depth)
+        self.forget(depth)
         branch = node.tree.pop(0)
         node.below = branch.tree
         return branch.channel

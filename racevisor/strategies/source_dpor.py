@@ -48,7 +48,7 @@ class SourceDpor(Reversing[_Node]):
 
     def leave(self, node: _Node, depth: int) -> Channel | None:
         node.sleep = {**node.sleep, node.channel: self.order.accesses[depth]}
-        self.cut(depth)
+        self.forget(depth)
         return next((c for c in node.backtrack if c not in node.sleep), None)
 
     def reverse(self, reversal: Reversal) -> None:
