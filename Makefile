@@ -9,7 +9,7 @@ STAMP := $(VENV)/.set-up
 # The first of these that runs and can make a venv.  `make setup PYTHON=/opt/python/bin/python3` asks for another.
 PYTHON ?= python3.13 python3.12 python3.11 python3
 
-.PHONY: help setup demo test lint bench wheel lock clean
+.PHONY: help setup demo test verify docs lint bench wheel lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -17,6 +17,8 @@ help:
 	@echo
 	@echo "  make demo     lose an INIT, explain it, and run it live on Ray (ROUNDS=$(ROUNDS))"
 	@echo "  make test     run the tests                     (ARGS='-k replay' goes to pytest)"
+	@echo "  make verify   search every claim of every scenario: minutes"
+	@echo "  make docs     write docs/verdicts.md, the page of all claims"
 	@echo "  make lint     ruff, ruff format --check, mypy --strict"
 	@echo "  make bench    cost of a step, and what the strategies reach"
 	@echo "  make setup    only make $(VENV); the others do it when it is missing or out of date"
@@ -36,6 +38,14 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(ARGS)
+
+verify: $(STAMP)
+	$(BIN)/racevisor verify $(ARGS)
+
+# In two steps: a page that could not be made leaves the old one in place.
+docs: $(STAMP)
+	$(BIN)/racevisor verify --markdown > docs/verdicts.md.new
+	mv docs/verdicts.md.new docs/verdicts.md
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

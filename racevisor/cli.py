@@ -120,6 +120,28 @@ Strategies:
 
 
 @cli.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--variant", "variants", multiple=True, metavar="V", help="Only this variant; may be repeated.")
+@click.option("--setup", "setups", multiple=True, metavar="S", help="Only this set-up; may be repeated.")
+@click.option("--memory", "memories", multiple=True, metavar="M", help="Only this memory model (sc, tso, pso); may be repeated.")
+@click.option("--budget", metavar="TIME", help="At most this long a cell: 60s, 2m, 1.5h.  [default: 5m]")
+@click.option("--jobs", type=click.IntRange(1), help="Processes.  [default: one per CPU]")
+@click.option("--full", is_flag=True, help="A row for every cell; fold nothing.")
+@click.option("--markdown", is_flag=True, help="Print the claims as a page, docs/verdicts.md, and search nothing.")
+@_json
+def verify(names: tuple[str, ...], markdown: bool, **options: Any) -> int:
+    """Hold every claim of the scenarios named, or of all that are built in, against a search.  Minutes.
+
+    A row for each set-up, the memory models side by side; set-ups where all is Never, as claimed, share a row.  Exit status 1 if
+    a claim is not confirmed.
+    """
+    from racevisor.commands.verify import print_page
+    from racevisor.commands.verify import verify as verify_claims
+
+    return print_page(names) if markdown else verify_claims(names, **options)
+
+
+@cli.command()
 @click.option("--jobs", type=click.IntRange(1), help="Processes.  [default: one per CPU]")
 @_json
 def selfcheck(jobs: int | None, as_json: bool) -> int:
@@ -147,7 +169,7 @@ def replay(file: Path, scenario: str | None, full: bool, as_json: bool) -> int:
 @cli.command()
 @click.argument("name")
 @click.option("--variant", metavar="V", help="The version of the code to run.  [default: the scenario's first variant]")
-@click.option("--setup", metavar="S", help="Who runs.  [default: the scenario's first set-up]")
+@click.option("--setup", metavar="S", help="Who runs.  [default: the first set-up in which it is claimed to go wrong]")
 @click.option("--memory", default="tso", show_default=True, metavar="M", help="Memory model: sc, tso (x86) or pso.")
 @_vcpus
 @click.option("--rounds", type=click.IntRange(1), default=200, show_default=True, help="How often to play it.")

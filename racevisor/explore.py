@@ -17,7 +17,7 @@ from racevisor.estimate import Estimate, Estimator
 from racevisor.ledger import Bounds, Ledger, Look, judge
 from racevisor.memory import MODELS
 from racevisor.monitor import Violation
-from racevisor.scenario import Always, Case, Never, Sometimes, load
+from racevisor.scenario import Always, Case, Never, Sometimes, in_table, load, require
 from racevisor.strategies.random_walk import RandomWalk
 from racevisor.world import Execution, World
 
@@ -311,13 +311,21 @@ def cases(
     memories: Iterable[str] = (),
     vcpus: int | None = None,
 ) -> list[Case]:
-    """The cells asked for; nothing asked for means all of that dimension, and the scenario's own number of vCPUs."""
+    """The cells asked for; nothing asked for means all of that dimension, and the scenario's own number of vCPUs.
+
+    A set-up that is there for other variants is left out, unless set-up and variant are both asked for.
+    """
     scenario, source = load(name)
+    variants, setups, memories = tuple(variants), tuple(setups), tuple(memories)
+    for kind, asked, known in (("variant", variants, scenario.variants), ("set-up", setups, scenario.setups)):
+        for one in asked:
+            require(kind, one, known, scenario.name)
     return [
         Case(scenario, source, variant, setup, memory, vcpus)
-        for variant in tuple(variants) or tuple(scenario.variants)
-        for setup in tuple(setups) or tuple(scenario.setups)
-        for memory in tuple(memories) or MODELS
+        for variant in variants or tuple(scenario.variants)
+        for setup in setups or tuple(scenario.setups)
+        if (variants and setups) or in_table(scenario, variant, setup)
+        for memory in memories or MODELS
     ]
 
 

@@ -39,6 +39,8 @@ class Setup:
     """Who runs and how it starts; a scenario's `build` reads it."""
 
     about: str
+    #: the variants it is there for, () for all; the others are no cells of the table, but are searched where they are named
+    variants: tuple[str, ...] = ()
 
 
 class Scenario:
@@ -53,6 +55,8 @@ class Scenario:
     patch: ClassVar[str] = ""
     variants: ClassVar[Mapping[str, Variant]] = {}
     setups: ClassVar[Mapping[str, Setup]] = {"default": Setup("the scenario as it is written")}
+    #: the variant that is the fix: no bad outcome is left in it
+    fixed: ClassVar[str] = "after"
     #: what every variant claims for a set-up unless it says otherwise
     claims: ClassVar[Mapping[str, Claim]] = {}
     #: functions of the scenario's own that variants may replace, reached as `vm.calls.<name>`
@@ -90,6 +94,22 @@ def claim(scenario: Scenario, variant: Variant, setup: str, memory: str) -> str:
     everyone = scenario.claims.get(setup, Never)
     entry = variant.claims.get(setup, variant.claims.get("*", everyone))
     return entry if isinstance(entry, str) else entry.get(memory, Never)
+
+
+def in_table(scenario: Scenario, variant: str, setup: str) -> bool:
+    """Does the scenario's table have cells for this variant in this set-up?"""
+    wanted = scenario.setups[setup].variants
+    return not wanted or variant in wanted
+
+
+def default_setup(scenario: Scenario, variant: str, memory: str) -> str:
+    """Where to run a variant: the first set-up in which it is claimed to go wrong, else the one in which the first variant is."""
+    first = next(iter(scenario.variants))
+    for name in (variant, first):
+        for setup in scenario.setups:
+            if claim(scenario, scenario.variants[name], setup, memory) != Never and in_table(scenario, variant, setup):
+                return setup
+    return next(iter(scenario.setups))
 
 
 @dataclass(frozen=True)
@@ -242,4 +262,7 @@ def from_source(source: Source) -> Scenario:
         type(scenario).name = stem
     if not scenario.variants:
         raise UsageError(f'scenario {scenario.name} has no variants\n  variants = {{"before": Variant("what it does", ...)}}')
+    for setup in scenario.setups.values():
+        for name in setup.variants:
+            require("variant", name, scenario.variants, scenario.name)
     return scenario

@@ -34,7 +34,7 @@ def verdicts(wanted: list[Case], jobs: int, on_progress: Progress | None, option
 
 
 class _Table:
-    """Cells being searched: references first, then what is not the same code."""
+    """Cells being searched: references first, then what is not the same code.  The cells may be of several scenarios."""
 
     def __init__(
         self, wanted: list[Case], pool: ProcessPoolExecutor | None, on_progress: Progress | None, options: dict[str, Any]
@@ -45,16 +45,27 @@ class _Table:
         self.options = options
         self.done: dict[int, Verdict] = {}
         self.asked: dict[int, Future[Verdict]] = {}
-        self.references: dict[tuple[str, str], int] = {}
+        self.references: dict[tuple[Any, ...], int] = {}
         for n, case in enumerate(wanted):
             if not case.variant.replaces and not case.variant.exempt:
-                self.references.setdefault((case.setup, case.memory), n)
-        if pool is not None:
-            for n in self.references.values():
+                self.references.setdefault(_machine(case), n)
+        #: by reference: the cells that may turn out to be the same code, until it is known
+        self.waiting: dict[int, list[int]] = {n: [] for n in self.references.values()}
+        if pool is None:
+            return
+        for n in self.waiting:
+            self._ask(n)
+        for n in range(len(wanted)):
+            of = self._reference(n)
+            if of is not None:
+                self.waiting[of].append(n)
+            elif n not in self.asked:
                 self._ask(n)
-            for n in range(len(wanted)):
-                if n not in self.asked and not self._same_code(n):
-                    self._ask(n)
+
+    def _reference(self, n: int) -> int | None:
+        """The cell whose verdict may be this one's as well; None if there is none."""
+        of = self.references.get(_machine(self.wanted[n]))
+        return None if of == n or self.wanted[n].variant.exempt else of
 
     def _ask(self, n: int) -> None:
         case = self.wanted[n]
@@ -64,41 +75,56 @@ class _Table:
 
     def settle(self, n: int) -> Verdict:
         """The verdict of one cell."""
-        if n not in self.done:
-            if n in self.asked:
-                self._keep(n, self._wait(self.asked[n]))
-            elif not self._same_code(n):
-                self._keep(n, explore_case(self.wanted[n], **self.options))
+        of = self._reference(n)
+        if n not in self.done and of is not None:
+            self.settle(of)
+        if n not in self.done and not (of is not None and self._share(n, of)):
+            self._keep(n, self._wait(n) if self.pool is not None else explore_case(self.wanted[n], **self.options))
         return self.done[n]
 
     def _keep(self, n: int, verdict: Verdict) -> None:
         self.done[n] = verdict
         self._tell()
 
-    def _wait(self, future: Future[Verdict]) -> Verdict:
-        while not future.done():
+    def _wait(self, n: int) -> Verdict:
+        """Meanwhile, what waited for another cell is asked for as soon as that one is done: no process is to be idle."""
+        self._release()
+        while not self.asked[n].done():
             wait([other for other in self.asked.values() if not other.done()], return_when=FIRST_COMPLETED)
+            self._release()
             self._tell()
-        return future.result()
+        return self.asked[n].result()
+
+    def _release(self) -> None:
+        for of in [n for n in self.waiting if self.asked[n].done()]:
+            failed = self.asked[of].exception() is not None  # it is raised when its turn comes
+            if not failed:
+                self.done.setdefault(of, self.asked[of].result())
+            for n in self.waiting.pop(of):
+                if failed or not self._share(n, of):
+                    self._ask(n)
 
     def _tell(self) -> None:
         if self.on_progress is not None:
             ahead = sum(future.done() for n, future in self.asked.items() if n not in self.done)
             self.on_progress(len(self.done) + ahead, len(self.wanted))
 
-    def _same_code(self, n: int) -> bool:
+    def _share(self, n: int, of: int) -> bool:
         """Give the cell its reference's verdict, if it is the same code."""
-        case = self.wanted[n]
-        of = self.references.get((case.setup, case.memory))
-        if of is None or of == n or case.variant.exempt:
-            return False
-        verdict = self.settle(of)
-        if not verdict.ledger.exhausted or case.variant.replaces.keys() & verdict.calls:
+        case, verdict = self.wanted[n], self.done[of]
+        if n in self.done:
+            return True
+        if n in self.asked or not verdict.ledger.exhausted or case.variant.replaces.keys() & verdict.calls:
             return False
         reason = f"the same code as {verdict.variant}: nothing that {case.variant_name} replaces is called here"
         ledger = replace(verdict.ledger, reason=reason, seconds=0.0)
         self._keep(n, replace(verdict, variant=case.variant_name, claimed=case.claimed, ledger=ledger))
         return True
+
+
+def _machine(case: Case) -> tuple[Any, ...]:
+    """What two cells have in common that differ in the variant only."""
+    return case.source.digest, case.setup, case.memory, case.vcpus
 
 
 def _ignore_interrupts() -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from racevisor import Never, Sometimes, choose
 from racevisor.budget import Budget, parse, words
 from racevisor.choose import KINDS, Wanted
-from racevisor.commands.explore import _how, _print_table
+from racevisor.commands.explore import _how, print_table
 from racevisor.commands.output import progress_line
 from racevisor.errors import UsageError
 from racevisor.estimate import Estimate
@@ -127,7 +127,7 @@ def test_each_way_to_end_has_its_verdict() -> None:
 def test_the_table_never_says_never_for_a_search_that_left_something_out(width: int, capsys: pytest.CaptureFixture[str]) -> None:
     """Whoever reads only the table must not be misled, and it must fit."""
     verdicts = [one(strategy="random", runs=20), one(strategy="delay", bound=1), one()]
-    _print_table(Console(width=width), verdicts)
+    print_table(Console(width=width), verdicts)
     heading, *rows = capsys.readouterr().out.splitlines()
     found = heading.index("found")
     assert [row[found : found + 9].rstrip() for row in rows] == ["not found", "not found", "Never"]

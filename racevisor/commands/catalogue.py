@@ -15,7 +15,7 @@ import click
 from actors.vm import KERNEL_FUNCTIONS
 from racevisor.errors import RacevisorError
 from racevisor.memory import MODELS
-from racevisor.scenario import Never, Scenario, Source, Variant, built_in, claim, load, require
+from racevisor.scenario import Never, Scenario, Source, Variant, built_in, claim, in_table, load, require
 
 _SIDE_BY_SIDE = 120
 
@@ -88,6 +88,7 @@ def _as_json(scenario: Scenario, source: Source, chosen: dict[str, Variant]) -> 
             {"variant": key, "setup": setup, "memory": memory, "claimed": claim(scenario, variant, setup, memory)}
             for key, variant in chosen.items()
             for setup in scenario.setups
+            if in_table(scenario, key, setup)
             for memory in MODELS
         ],
     }
@@ -115,7 +116,8 @@ def _print_story(scenario: Scenario, source: Source, chosen: dict[str, Variant])
     out.print(Text("Set-ups", style="bold"))
     setups = _table("", "")
     for key, setup in scenario.setups.items():
-        setups.add_row(Text(key), Text(setup.about))
+        those = f"; for {', '.join(setup.variants)}" if setup.variants else ""
+        setups.add_row(Text(key), Text(setup.about + those))
     out.print(Padding(setups, (0, 0, 0, 2)))
     heading("Variants")
     variants = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
@@ -126,8 +128,8 @@ def _print_story(scenario: Scenario, source: Source, chosen: dict[str, Variant])
     out.print(Padding(variants, (0, 0, 0, 2)))
     heading("Claims: how often the bad outcome is reached (set-ups not named: Never)")
     claims = _table("", "")
-    for key, variant in chosen.items():
-        claims.add_row(Text(key), Text(claims_line(scenario, variant)))
+    for key in chosen:
+        claims.add_row(Text(key), Text(claims_line(scenario, key)))
     out.print(Padding(claims, (0, 0, 0, 2)))
     exempt = [(key, check, why) for key, variant in chosen.items() for check, why in variant.exempt.items()]
     if exempt:
@@ -151,13 +153,13 @@ def _table(*columns: str) -> Any:
     return table
 
 
-def claims_line(scenario: Scenario, variant: Variant) -> str:
+def claims_line(scenario: Scenario, variant: str) -> str:
     """`Sometimes: plain, irq (tso, pso)`; `Never` if that is all it claims."""
     found: dict[str, list[str]] = defaultdict(list)
-    for setup in scenario.setups:
+    for setup in (setup for setup in scenario.setups if in_table(scenario, variant, setup)):
         memories: dict[str, list[str]] = defaultdict(list)
         for memory in MODELS:
-            memories[claim(scenario, variant, setup, memory)].append(memory)
+            memories[claim(scenario, scenario.variants[variant], setup, memory)].append(memory)
         for word, models in memories.items():
             if word != Never:
                 found[word].append(setup if len(models) == len(MODELS) else f"{setup} ({', '.join(models)})")

@@ -61,21 +61,15 @@ def explore_scenario(
     if problem is not None:
         error_line(str(problem))
     if as_json:
-        print_json(
-            {
-                "scenario": wanted[0].scenario.name,
-                "source": wanted[0].source.path,
-                "claims": [{**v.to_json(), "trace": _path(traces.get(i))} for i, v in enumerate(verdicts)],
-                "confirmed": confirmed,
-                "cells": len(wanted),
-                "interrupted": interrupted,
-                **({"error": str(problem)} if problem else {}),
-            }
-        )
+        claims = [{**v.to_json(), "trace": _path(traces.get(i))} for i, v in enumerate(verdicts)]
+        error = {"error": str(problem)} if problem else {}
+        print_json({**claims_json(wanted, verdicts, claims), "interrupted": interrupted, **error})
         return status
     if verdicts:
-        _print_table(out, verdicts)
-    _print_summary(out, wanted, verdicts, interrupted)
+        print_table(out, verdicts)
+    print_summary(out, len(wanted), verdicts, interrupted)
+    for line in _how(verdicts):
+        out.print(Text(line, style="dim"))
     shown = _to_draw(verdicts, picture)
     if shown is not None and (first is None or first.drawn != shown):
         out.print()
@@ -86,6 +80,17 @@ def explore_scenario(
         out.print(f"{len(traces)} trace{'s' if len(traces) > 1 else ''} in {example.parent}/, for instance:", soft_wrap=True)
         out.print(f"  replay it:    racevisor replay {example}", soft_wrap=True)
     return status
+
+
+def claims_json(wanted: list[Case], verdicts: list[Verdict], claims: list[dict[str, Any]]) -> dict[str, Any]:
+    """What --json says of one scenario."""
+    return {
+        "scenario": wanted[0].scenario.name,
+        "source": wanted[0].source.path,
+        "claims": claims,
+        "confirmed": sum(v.confirmed for v in verdicts),
+        "cells": len(wanted),
+    }
 
 
 def _draw(out: Console, case: Case, verdict: Verdict, path: Path | None, full: bool) -> None:
@@ -204,7 +209,8 @@ def _to_draw(verdicts: list[Verdict], picture: bool) -> int | None:
     return found[0] if found and (picture or one_race) else None
 
 
-def _print_table(out: Console, verdicts: list[Verdict]) -> None:
+def print_table(out: Console, verdicts: list[Verdict]) -> None:
+    """One row for each cell."""
     wide = out.width >= 100
     table = Table(box=None, padding=(0, 2 if wide else 1, 0, 0), pad_edge=False, header_style="dim")
     for heading in ("variant", "set-up", "mem", "claimed", "found", "verdict"):
@@ -227,7 +233,7 @@ def _print_table(out: Console, verdicts: list[Verdict]) -> None:
             Text(v.verdict, style=style),
             short(v.executions),
             short(v.states) if v.states else "-",
-            _time(v.seconds),
+            duration(v.seconds),
         )
     out.print(table)
 
@@ -241,11 +247,12 @@ def refuted(verdict: Verdict) -> bool:
     return not verdict.confirmed and verdict.verdict == "exhausted"
 
 
-def _print_summary(out: Console, wanted: list[Case], verdicts: list[Verdict], interrupted: bool) -> None:
+def print_summary(out: Console, cells: int, verdicts: list[Verdict], interrupted: bool, *more: str) -> None:
+    """One line on `cells` claims, of which those of `verdicts` were searched, and what else there is to say."""
     wrong = sum(map(refuted, verdicts))
     confirmed = sum(v.confirmed for v in verdicts)
     open_ = len(verdicts) - confirmed - wrong
-    parts = [f"{confirmed} of {len(wanted)} claims confirmed"]
+    parts = [f"{confirmed:,} of {cells:,} claims confirmed", *more]
     if wrong:
         parts.append(f"{wrong} refuted")
     if open_:
@@ -254,8 +261,6 @@ def _print_summary(out: Console, wanted: list[Case], verdicts: list[Verdict], in
         parts.append(f"(interrupted after {len(verdicts)} cells)")
     out.print()
     out.print(Text("; ".join(parts), style="bold red" if wrong else "yellow" if open_ or interrupted else "green"))
-    for line in _how(verdicts):
-        out.print(Text(line, style="dim"))
 
 
 #: so many ledgers are told in full; of more only the verdicts are counted
@@ -280,5 +285,6 @@ def _how(verdicts: list[Verdict]) -> list[str]:
     return lines
 
 
-def _time(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """For a column of a table."""
     return f"{seconds:.1f}s" if seconds < 100 else words(seconds)

@@ -26,7 +26,7 @@ from racevisor.commands.output import (
     trace_name,
 )
 from racevisor.errors import RacevisorError
-from racevisor.scenario import Always, Case, Never, load
+from racevisor.scenario import Always, Case, Never, default_setup, load, require
 
 #: bad rounds saved as traces; the others are counted
 TRACES = 20
@@ -126,7 +126,8 @@ def run_live(
     """Returns the exit status."""
     with quiet_if(as_json):
         scenario, source = load(name)
-        variant, setup = variant or next(iter(scenario.variants)), setup or next(iter(scenario.setups))
+        variant = require("variant", variant or next(iter(scenario.variants)), scenario.variants, scenario.name)
+        setup = setup or default_setup(scenario, variant, memory)
         case = Case(scenario, source, variant, setup, memory, vcpus)
         log_dir = log_dir or trace_folder(case, trace_dir) / "logs"
         options = make_options(rounds=rounds, seed=seed, noise=noise, address=address, log_dir=log_dir, debug_steps=log_steps)
