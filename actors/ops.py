@@ -64,7 +64,7 @@ class Op:
         return f"<op {describe(self)}>"
 
 
-_NO_ARGUMENTS = {"vm_enter", "ipi"}
+_NO_ARGUMENTS = {"vm_enter", "ipi", "call_ipi"}
 
 
 def describe(op: Op) -> str:
@@ -104,8 +104,9 @@ def masked(op: Op) -> str:
 
 # ---- what an op does to the value of its cell: the same functions in the World and on a live host -----------------------
 
-# Bits of the one cell of a physical CPU, see actors.pcpu.
-IRQS_OFF, IN_GUEST, IPI_PENDING = 1, 2, 4
+# Bits of the one cell of a physical CPU, see actors.pcpu; from CALL_QUEUED on, one for each CPU that may call a function there.
+IRQS_OFF, IN_GUEST, IPI_PENDING, CALL_QUEUED = 1, 2, 4, 8
+IPI_ACKED = 1 << 20  # where a call IPI's handler says that it ran
 
 
 def _cmpxchg(value: Any, a: Any, b: Any) -> Any:
@@ -119,8 +120,13 @@ def _vm_enter(value: int, _a: Any, _b: Any) -> int:
 
 def _ipi(value: int, _a: Any, _b: Any) -> int:
     # IRQs off covers guest mode too (the host enters with IRQs off): the interrupt stays pending and forces an exit.
-    # With IRQs on, the host's handler for a reschedule IPI does nothing, and the kick is gone.
-    return value | IPI_PENDING if value & IRQS_OFF else value
+    # With IRQs on, the host's handler runs the calls that were queued; for a reschedule IPI there is none, and the kick is gone.
+    return value | IPI_PENDING if value & IRQS_OFF else value & (CALL_QUEUED - 1)
+
+
+def _call_ipi(value: int, _a: Any, _b: Any) -> int:
+    # smp_call_function(): as above, but the handler tells the sender that it ran.
+    return value | IPI_PENDING if value & IRQS_OFF else value | IPI_ACKED
 
 
 #: Read-modify-write functions by wire name: new value = fn(old value, a, b); the op's result is the old value.
@@ -132,6 +138,7 @@ RMW = {
     "cmpxchg": _cmpxchg,
     "vm_enter": _vm_enter,
     "ipi": _ipi,
+    "call_ipi": _call_ipi,
 }
 
 

@@ -2,7 +2,9 @@
 
 An IPI goes to a physical CPU, not to a vCPU.  In guest mode it forces a VM exit; in the host with IRQs off it stays pending
 until IRQs are on or until VM entry, which then exits at once; in the host with IRQs on its handler runs and nothing else
-happens: the kick is consumed.  [arch/x86/kernel/smp.c smp_reschedule_interrupt; Intel SDM vol. 3, 26.7.5]
+happens: the kick is consumed.  A function call (smp_call_function_many) is a bit in the same cell: it has run, and the caller's
+wait is over, when the handler of an IPI has run after the bit was set.  [arch/x86/kernel/smp.c smp_reschedule_interrupt,
+kernel/smp.c generic_smp_call_function_interrupt; Intel SDM vol. 3, 26.7.5]
 
 The IRQ flag and guest mode are state of the CPU itself.  They never enter a store buffer: a model that put them there found
 lost kicks that no hardware has.
@@ -13,7 +15,23 @@ from __future__ import annotations
 from typing import Any
 
 from actors.actor import Actor
-from actors.ops import IN_GUEST, IPI_PENDING, IRQS_OFF, Op, await_bits, cpu_rmw, local_load, local_rmw
+from actors.ops import (
+    CALL_QUEUED,
+    IN_GUEST,
+    IPI_PENDING,
+    IRQS_OFF,
+    Code,
+    Op,
+    Order,
+    await_bits,
+    await_masked,
+    cpu_rmw,
+    local_load,
+    local_rmw,
+)
+
+#: the bits of all callers of smp_call_function_many(): at most 16
+CALLS = 0xFFFF * CALL_QUEUED
 
 
 class Pcpu(Actor):
@@ -39,6 +57,26 @@ class Pcpu(Actor):
     def vm_exit(self) -> Op:
         """Leave the guest; IRQs are still off in the host."""
         return cpu_rmw(self.cpu, "andnot", IN_GUEST)
+
+    def enter_with_notification(self) -> Op:
+        """Enter the guest; a pending posted-interrupt notification is no reason to leave again.  [Intel SDM 30.6]"""
+        return cpu_rmw(self.cpu, "or", IN_GUEST)
+
+    def acknowledge(self) -> Op:
+        """Guest mode: the CPU takes the posted-interrupt notification itself, without a VM exit."""
+        return local_rmw(self.cpu, "andnot", IPI_PENDING)
+
+    def queue_call(self, csd: int) -> Op:
+        """Another CPU: queue a function call here; an IPI has to follow.  [kernel/smp.c smp_call_function_many_cond]"""
+        return Op(Code.RMW, self.cpu, "or", csd, order=Order.FULL)
+
+    def run_queued_calls(self) -> Op:
+        """The handler of a pending call-function IPI: it runs what is queued, which is the acknowledgement."""
+        return local_rmw(self.cpu, "andnot", CALLS)
+
+    def wait_for_call(self, csd: int) -> Op:
+        """Another CPU: block until its call has run.  [kernel/smp.c csd_lock_wait]"""
+        return await_masked(self.cpu, csd, 0)
 
     def interrupt_window(self) -> Op:
         """Between two guest instructions: is there an interrupt to leave for?"""

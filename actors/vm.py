@@ -91,6 +91,11 @@ class Vm:
             apic = Lapic(self, f"lapic{i}", vectors)
             self.vcpus.append(Vcpu(self, f"vcpu{i}", i, apic, pcpu))
 
+    @property
+    def pcpus(self) -> list[Pcpu]:
+        """The physical CPUs: where IPIs arrive."""
+        return [actor for actor in self.actors if isinstance(actor, Pcpu)]
+
     def in_question(self, actor: Actor) -> bool:
         """Is `actor` to be judged now?  All are, except in a search that takes the machine apart and judges one part at a time.
 

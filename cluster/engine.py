@@ -55,7 +55,7 @@ class Engine:
         self.name = name
         self.me = self.hosts[name]
         self.cells = [cell for cell in self.vm.cells if cell.owner is self.actor]
-        self.deliver_ipi = {self.hosts[vcpu.pcpu.name]: vcpu.pcpu.deliver_ipi for vcpu in self.vm.vcpus}
+        self.deliver_ipi = {self.hosts[pcpu.name]: pcpu.deliver_ipi for pcpu in self.vm.pcpus}
         self.buffer = StoreBuffer(case.memory) if case.memory != "sc" else None
         self.coroutine: Any = None
         self.round = -1

@@ -79,7 +79,7 @@ class Stepper:
         for monitor in self.monitors:
             if not monitor.watches:
                 raise ValueError(f"check {monitor.check or type(monitor).__name__} watches no cell, so it would see nothing")
-        self._deliver = {vcpu.pcpu.name: vcpu.pcpu.deliver_ipi for vcpu in vm.vcpus}
+        self._deliver = {pcpu.name: pcpu.deliver_ipi for pcpu in vm.pcpus}
         for monitor in self.monitors:
             for cell in monitor.watches:
                 cell.watched = (*cell.watched, monitor)

@@ -11,38 +11,47 @@ from typing import Any
 from actors.actor import Actor, Cell
 from actors.guest import APIC_DM_FIXED, APIC_DM_INIT, APIC_DM_NMI, APIC_DM_STARTUP
 from actors.lapic import KVM_APIC_INIT, KVM_APIC_SIPI, Lapic
-from actors.ops import IN_GUEST, IPI_PENDING, IRQS_OFF, Code, Op, Order, masked
+from actors.ops import CALL_QUEUED, IN_GUEST, IPI_ACKED, IPI_PENDING, IRQS_OFF, Code, Op, Order, masked
 from actors.pcpu import Pcpu
 from actors.requests import (
     EXITING_GUEST_MODE,
     IN_GUEST_MODE,
     KVM_REQ_EVENT,
     KVM_REQ_NMI,
+    KVM_REQ_TLB_FLUSH,
     KVM_REQ_UNHALT,
     MP_STATE_NAMES,
     OUTSIDE_GUEST_MODE,
+    READING_SHADOW_PAGE_TABLES,
 )
+from actors.run_loop import VcpuLoop
 from actors.sync import TASK_INTERRUPTIBLE, TASK_RUNNING
 from actors.vcpu import Vcpu
 from racevisor.step import CHOICE, IPI, STORE_BUFFER, Step
 
 _NAMES: dict[str, Mapping[int, str]] = {
     "mp_state": MP_STATE_NAMES,
-    "mode": {OUTSIDE_GUEST_MODE: "OUTSIDE", IN_GUEST_MODE: "IN_GUEST", EXITING_GUEST_MODE: "EXITING"},
+    "mode": {
+        OUTSIDE_GUEST_MODE: "OUTSIDE",
+        IN_GUEST_MODE: "IN_GUEST",
+        EXITING_GUEST_MODE: "EXITING",
+        READING_SHADOW_PAGE_TABLES: "READING",
+    },
     "task_state": {TASK_RUNNING: "RUNNING", TASK_INTERRUPTIBLE: "INTERRUPTIBLE"},
 }
 _BITS: dict[str, Mapping[int, str]] = {
-    "requests": {KVM_REQ_UNHALT: "UNHALT", KVM_REQ_EVENT: "EVENT", KVM_REQ_NMI: "NMI"},
+    "requests": {KVM_REQ_TLB_FLUSH: "TLB_FLUSH", KVM_REQ_UNHALT: "UNHALT", KVM_REQ_EVENT: "EVENT", KVM_REQ_NMI: "NMI"},
     "pending_events": {KVM_APIC_INIT: "INIT", KVM_APIC_SIPI: "SIPI"},
     "cpu": {b.bit_length() - 1: n for b, n in ((IRQS_OFF, "IRQS_OFF"), (IN_GUEST, "IN_GUEST"), (IPI_PENDING, "IPI_PENDING"))},
 }
+_MACHINE = (Vcpu, VcpuLoop, Lapic, Pcpu)
 _MODES = {APIC_DM_FIXED: "FIXED", APIC_DM_NMI: "NMI", APIC_DM_INIT: "INIT", APIC_DM_STARTUP: "SIPI"}
 
 
 def cell_name(cell: Cell, mine: Actor | None = None) -> str:
     """`mp_state` for a cell of one's own (or of one's own APIC or physical CPU), else `vcpu1.mp_state`."""
     owner = cell.owner
-    if mine is not None and (owner is mine or (isinstance(mine, Vcpu) and owner in (mine.apic, mine.pcpu))):
+    if mine is not None and (owner is mine or owner in (getattr(mine, "apic", None), getattr(mine, "pcpu", None))):
         return cell.name
     return cell.label
 
@@ -51,7 +60,7 @@ def value_name(cell: Cell, value: Any) -> str:
     """A value of the machine's own cells by its kernel name; of other cells as it is."""
     if isinstance(value, bool):
         return "true" if value else "false"
-    if not isinstance(cell.owner, Vcpu | Lapic | Pcpu):
+    if not isinstance(cell.owner, _MACHINE):
         return str(value) if value != "" else "free"
     name = cell.name
     if isinstance(value, int):
@@ -72,11 +81,12 @@ def value_name(cell: Cell, value: Any) -> str:
 
 def bit_name(cell: Cell, nr: int) -> str:
     """A bit of the machine's own flag words by its kernel name."""
-    if isinstance(cell.owner, Vcpu | Lapic | Pcpu):
+    if isinstance(cell.owner, _MACHINE):
         if cell.name.startswith(("irr", "tmr")) and cell.name[3:].isdigit():
             return f"{int(cell.name[3:]) * 32 + nr:#x}"
         return _BITS.get(cell.name, {}).get(nr, str(nr))
-    return str(nr)
+    names: Mapping[int, str] = getattr(cell.owner, "bit_names", {}).get(cell.name, {})  # an actor that names its own bits
+    return names.get(nr, str(nr))
 
 
 def words(step: Step, mine: Actor | None = None) -> list[str]:
@@ -86,7 +96,7 @@ def words(step: Step, mine: Actor | None = None) -> list[str]:
         return [f"choose({op.a}) == {step.result}"]
     if step.kind == IPI:
         assert cell is not None
-        return _ipi(cell.owner.name, step.before)
+        return _ipi(cell.owner.name, step.before, "acked" if op.fn == "call_ipi" else "kick gone")
     if cell is None:
         if op.code == Code.SEND:
             return [f"smp_send_reschedule({op.a})", f"IPI to {op.a}"]
@@ -145,11 +155,23 @@ def _await(step: Step, op: Op, cell: Cell, name: str) -> list[str]:
 def _own_cpu(step: Step, op: Op) -> list[str]:
     """Accesses to the state of a physical CPU are named for what they do there."""
     before: int = step.before
+    if op.a == IPI_ACKED:
+        return ["handler of the IPI: acks it", "acks the IPI"]
+    assert step.cell is not None
+    name = step.cell.owner.name
+    if op.fn == "await_masked":
+        return [f"waited: {name} acked the IPI", f"acked: {name}"] if op.a[0] & IPI_ACKED else [f"{name} has run the call"]
     if op.fn == "vm_enter":
         return ["VM entry: IPI pending, leaves at once", "VM entry, left"] if before & IPI_PENDING else ["VM entry"]
     if op.fn == "or":
-        return ["local_irq_disable()"]
+        if op.a >= CALL_QUEUED:
+            return [f"queue a call on {name}"]
+        return ["VM entry"] if op.a == IN_GUEST else ["local_irq_disable()"]
     if op.fn == "andnot":
+        if op.a == IPI_PENDING:
+            return ["guest takes the notification"]
+        if op.a >= CALL_QUEUED:
+            return ["runs the queued calls", "runs the calls"]
         if op.a & IRQS_OFF:
             return ["local_irq_enable(): IPI taken here" if before & IPI_PENDING else "local_irq_enable()", "local_irq_enable()"]
         return ["VM exit"]
@@ -158,12 +180,12 @@ def _own_cpu(step: Step, op: Op) -> list[str]:
     return ["guest: no interrupt"]
 
 
-def _ipi(pcpu: str, before: int) -> list[str]:
+def _ipi(pcpu: str, before: int, handled: str) -> list[str]:
     if before & IN_GUEST:
         return [f"IPI arrives at {pcpu}: forces a VM exit", f"IPI at {pcpu}: VM exit"]
     if before & IRQS_OFF:
         return [f"IPI arrives at {pcpu}: pending, IRQs are off", f"IPI at {pcpu}: pending"]
-    return [f"IPI arrives at {pcpu}: handled by the host, kick gone", f"IPI at {pcpu}: kick gone"]
+    return [f"IPI arrives at {pcpu}: handled by the host, {handled}", f"IPI at {pcpu}: {handled}"]
 
 
 def tracepoint(name: str, fields: Mapping[str, Any]) -> str:

@@ -1,0 +1,441 @@
+"""Requests, kicks and wake-ups that get lost: the four store/load duels at the heart of KVM's vCPU loop.
+
+One thread wants a vCPU to look at something.  It stores what is new, then reads where the vCPU is: in the guest (send an IPI),
+asleep (wake it), anywhere else (nothing: it will look).  The vCPU stores where it is, then reads what is new.  Either side must
+see the other's store, which takes a full barrier on both; and an IPI counts only where it finds guest mode or IRQs off.
+
+* entry: vcpu->mode against vcpu->requests.  Lost if the last look comes before mode = IN_GUEST_MODE (before e9571ed54b2a); that
+  fix put smp_wmb() between them, which orders no load ("fix_2008" is lost under tso, since 6b7e2d099148 it is a full barrier).
+* sleep: the task state against the condition.  Lost if the condition is read first (before e5c239cfd5b0).
+* flush: all vCPUs are asked, and their CPUs have to answer.  If a set bit is taken for "somebody has asked already",
+  the second one returns while the first one's IPI is still on its way (before 84261923d3dd), and frees a page in use.
+* posted: PID.ON against vcpu->mode, with no request.  PIR must be synced after mode and with IRQs off (b95234c84004).
+
+"before" has all four as they were before their fixes; they are years apart, and no set-up sees more than one.
+
+What a look into the sources and the search showed.  set_bit() of a request is a locked instruction on x86, so a kicker without
+its barrier loses nothing there ("V-M3_bit"); V-M3 posts the request by a plain store as well.  The order mode, mb, IRQs off (3.8)
+harms posted interrupts only because PIR was synced before mode then ("V-M8"); a sync after IRQs off is safe there ("V-M8_sync").
+V-M16's missing barrier lets the CPU load early, which no model here does: "V-M16_early" takes the load where it could go.
+
+Modelled: the vCPU's loop as its accesses to mode, requests, task state, PIR and IRQ flag; physical CPUs, IPIs, function calls
+that wait.  Left out: registers, APIC, need_resched, signals, SRCU; a posted-interrupt notification and a kick are not told apart
+by vector (no set-up sends both).
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from actors import posted_intr, remote_flush, run_loop
+from actors.actor import Actor, Cell
+from actors.ops import CALL_QUEUED, IN_GUEST, IRQS_OFF, READ_ONCE, WRITE_ONCE, Code, clear_bit, cmpxchg, send_ipi, set_bit, smp_mb
+from actors.pcpu import Pcpu
+from actors.posted_intr import PiDesc, vcpu_run_posted
+from actors.remote_flush import FREED, Mmu, flush, kvm_mmu_walk, mmu_of, vcpu_run_with_tlb, zap_and_free
+from actors.requests import (
+    EXITING_GUEST_MODE,
+    IN_GUEST_MODE,
+    KVM_REQ_EVENT,
+    OUTSIDE_GUEST_MODE,
+    READING_SHADOW_PAGE_TABLES,
+    kvm_check_request,
+    kvm_vcpu_wake_up,
+)
+from actors.run_loop import VcpuLoop, block_in_order, entry_in_order, kvm_vcpu_exiting_guest_mode, vcpu_halt, vcpu_run
+from actors.sync import TASK_INTERRUPTIBLE
+from racevisor import Claim, Monitor, Scenario, Setup, Sometimes, Step, Thread, Variant, Violation, Vm
+
+
+def entry(accesses: str) -> dict[str, Callable[..., Any]]:
+    """vcpu_enter_guest() with these accesses in this order."""
+    return {"vcpu_enter_guest": entry_in_order(accesses)}
+
+
+def block(once: str, loop: str) -> dict[str, Callable[..., Any]]:
+    """kvm_vcpu_block() with these accesses in this order."""
+    return {"kvm_vcpu_block": block_in_order(once, loop)}
+
+
+# ---- senders, as they must not be
+
+
+async def request_by_store(req: int, vcpu: VcpuLoop) -> None:
+    """kvm_make_request() with __set_bit(): a load and a plain store."""
+    await WRITE_ONCE(vcpu.requests, await READ_ONCE(vcpu.requests) | 1 << req)
+
+
+async def request_without_wmb(req: int, vcpu: VcpuLoop) -> None:
+    """kvm_make_request() without smp_wmb().  [kvm_host.h, 3.8 to 4.5]"""
+    await set_bit(req, vcpu.requests)
+
+
+async def kick_without_mb(me: Actor, vcpu: VcpuLoop) -> None:
+    """kvm_vcpu_kick() that reads mode plainly before it changes it."""
+    if await READ_ONCE(vcpu.wait_task):
+        await kvm_vcpu_wake_up(me, vcpu)
+    elif await needs_ipi_without_mb(vcpu):
+        await send_ipi(await READ_ONCE(vcpu.cpu))
+
+
+async def needs_ipi_without_mb(vcpu: VcpuLoop) -> bool:
+    """A plain load of mode, and the cmpxchg only if it is worth it."""
+    if await READ_ONCE(vcpu.mode) == OUTSIDE_GUEST_MODE:
+        return False
+    return bool(await cmpxchg(vcpu.mode, IN_GUEST_MODE, EXITING_GUEST_MODE) != OUTSIDE_GUEST_MODE)
+
+
+async def kick_exiting_too(me: Actor, vcpu: VcpuLoop) -> None:
+    """kvm_vcpu_kick() that sends an IPI to a vCPU that was told to exit already."""
+    if not await kvm_vcpu_wake_up(me, vcpu):
+        if await kvm_vcpu_exiting_guest_mode(vcpu) != OUTSIDE_GUEST_MODE:
+            await send_ipi(await READ_ONCE(vcpu.cpu))
+
+
+async def kick_old_cpu(me: Actor, vcpu: VcpuLoop) -> None:
+    """kvm_vcpu_kick() that reads vcpu->cpu before it looks at mode.  [kvm_main.c kvm_vcpu_kick, 3.8]"""
+    if not await kvm_vcpu_wake_up(me, vcpu):
+        cpu = await READ_ONCE(vcpu.cpu)
+        if await kvm_vcpu_exiting_guest_mode(vcpu) == IN_GUEST_MODE:
+            await send_ipi(cpu)
+
+
+async def publish_without_request(me: Actor, vcpu: VcpuLoop, work: int) -> None:
+    """Publish and kick: nothing stays behind if the kick finds the vCPU on its way in."""
+    await WRITE_ONCE(vcpu.work, work)
+    await vcpu.vm.calls.kvm_vcpu_kick(me, vcpu)
+
+
+async def look_always(req: int, vcpu: VcpuLoop) -> bool:
+    """Before every entry, request or not, as a vCPU does for what comes by request-less kicks."""
+    return req == KVM_REQ_EVENT or await kvm_check_request(req, vcpu)
+
+
+async def check_without_mb(req: int, vcpu: VcpuLoop) -> bool:
+    """kvm_check_request() without smp_mb__after_atomic()."""
+    if not await READ_ONCE(vcpu.requests) >> req & 1:
+        return False
+    await clear_bit(req, vcpu.requests)
+    return True
+
+
+async def check_work_early(req: int, vcpu: Any) -> bool:
+    """The load of the work where the missing barrier lets it go: before the bit is cleared."""
+    if not await READ_ONCE(vcpu.requests) >> req & 1:
+        return False
+    vcpu.seen = await READ_ONCE(vcpu.work)
+    await clear_bit(req, vcpu.requests)
+    return True
+
+
+async def inject_what_was_loaded(vcpu: VcpuLoop) -> None:
+    """The work was loaded already."""
+
+
+async def wake_without_mb(me: Actor, vcpu: VcpuLoop) -> None:
+    """Waker without a barrier.  [async_pf.c async_pf_execute: waitqueue_active(), before 4.4]"""
+    await WRITE_ONCE(vcpu.async_pf_done, True)
+    if await READ_ONCE(vcpu.wait_task):
+        await kvm_vcpu_wake_up(me, vcpu)
+
+
+async def wake_first(me: Actor, vcpu: VcpuLoop) -> None:
+    """Looks who sleeps, then says that it is done.  [as the PIT timer before 3d80840d9612]"""
+    if await kvm_vcpu_wake_up(me, vcpu):
+        await WRITE_ONCE(vcpu.async_pf_done, True)
+    else:
+        await WRITE_ONCE(vcpu.async_pf_done, True)
+
+
+async def always_halts(vcpu: VcpuLoop) -> bool:
+    """HLT does not look for events: kvm_vcpu_block() will."""
+    return True
+
+
+async def exiting_is_outside(vcpu: VcpuLoop) -> bool:
+    """Who is told to exit already needs no IPI."""
+    return await kvm_vcpu_exiting_guest_mode(vcpu) not in (OUTSIDE_GUEST_MODE, EXITING_GUEST_MODE)
+
+
+async def in_guest_only(vcpu: VcpuLoop) -> bool:
+    """Without KVM_REQUEST_WAIT: only a guest needs an IPI."""
+    return await kvm_vcpu_exiting_guest_mode(vcpu) == IN_GUEST_MODE
+
+
+async def walk_begin_without_mb(vcpu: VcpuLoop) -> None:
+    """walk_shadow_page_lockless_begin() without the barrier after mode."""
+    await vcpu.here().local_irq_disable()
+    await WRITE_ONCE(vcpu.mode, READING_SHADOW_PAGE_TABLES)
+
+
+async def walk_begin_irqs_on(vcpu: VcpuLoop) -> None:
+    """walk_shadow_page_lockless_begin() with IRQs on: the IPI is answered in the middle of the walk."""
+    await WRITE_ONCE(vcpu.mode, READING_SHADOW_PAGE_TABLES)
+    await smp_mb()
+
+
+# ---- older versions
+IRQ_OFF_LAST = {"V-I2": "IRQs go off after mode = IN_GUEST_MODE in this order"}
+COALESCED = {"kvm_make_all_cpus_request": remote_flush.make_all_cpus_request_coalesced}
+CHECK_FIRST = block("queue", "check, state, schedule")
+BEFORE = {**entry("sync, irq_off, check, mode"), **CHECK_FIRST, **COALESCED}
+
+NO_MB: dict[str, Callable[..., Any]] = {"kvm_vcpu_kick": kick_without_mb, "kvm_request_needs_ipi": needs_ipi_without_mb}
+REQUESTED: dict[str, Callable[..., Any]] = {
+    "vmx_deliver_posted_interrupt": posted_intr.deliver_with_request,
+    "guest_interrupted": posted_intr.leave_the_guest,
+    "vmx_sync_pir_to_irr": posted_intr.take_pir,
+}
+
+ENTRIES = ("entry", "rearm", "migrate")
+ENTERS = (*ENTRIES, "flush_halted", "posted")
+WEAK: Claim = {"tso": Sometimes, "pso": Sometimes}
+PSO: Claim = {"pso": Sometimes}
+
+
+def sometimes(*setups: str, word: Claim = Sometimes) -> dict[str, Claim]:
+    """The claim for set-ups whose bad outcome is met on some schedules."""
+    return dict.fromkeys(setups, word)
+
+
+class Writers(Monitor):
+    """V-I3 and V-I7: of mode, others only make EXITING of IN_GUEST_MODE; of what is posted to a vCPU, they take nothing away."""
+
+    def __init__(self, check: str, vcpu: VcpuLoop, cell: Cell) -> None:
+        super().__init__([cell])
+        self.check, self.vcpu = check, vcpu
+
+    def on_step(self, step: Step) -> Violation | None:
+        if not step.writes or step.thread == self.vcpu.name:
+            return None
+        if self.check == "V-I3":
+            allowed = (step.before, step.after) == (IN_GUEST_MODE, EXITING_GUEST_MODE)
+        else:
+            allowed = not step.before & ~step.after
+        text = f"{step.thread} changed {self.vcpu.name}'s {self.watches[0].name} from {step.before:#x} to {step.after:#x}"
+        return None if allowed else Violation(self.check, text, (step.n,))
+
+
+class IrqsOff(Monitor):
+    """V-I2: IRQs are off when a vCPU says IN_GUEST_MODE.  About its program: a store that lands late says nothing of it."""
+
+    check = "V-I2"
+
+    def on_step(self, step: Step) -> Violation | None:
+        if step.kind != 0 or not step.writes or step.after != IN_GUEST_MODE or any(cell.value & IRQS_OFF for cell in self.reads):
+            return None
+        return Violation(self.check, f"{step.thread} says IN_GUEST_MODE with IRQs on", (step.n,))
+
+
+class PageUse(Monitor):
+    """V-I4: nobody uses a page after it was freed."""
+
+    check = "V-I4"
+
+    def on_step(self, step: Step) -> Violation | None:
+        if step.writes:
+            self.where["freed"] = step.n
+        elif step.op.code == Code.LOAD and step.result == FREED:
+            return Violation(self.check, f"{step.thread} uses a page that was freed", (self.where["freed"], step.n))
+        return None
+
+
+class VcpuRequests(Scenario):
+    """What a vCPU is told while it enters, sleeps, walks a page table or runs; more vCPUs are asked in turn."""
+
+    name = "vcpu_requests"
+    patch = "e9571ed54b2a, e5c239cfd5b0, 84261923d3dd, b95234c84004: the races of the vCPU loop (2008 to 2017)"
+    vcpus = 1
+    functions = {**run_loop.FUNCTIONS, **remote_flush.FUNCTIONS, **posted_intr.FUNCTIONS}
+    setups = {
+        "entry": Setup("a request and a kick while the vCPU enters a guest that computes for ever"),
+        "rearm": Setup("two requests of one kind, each with new work"),
+        "migrate": Setup("entry, and the vCPU moves to another physical CPU after its first exit"),
+        "sleep": Setup("an async page fault is done while the vCPU halts"),
+        "flush": Setup("the guest runs with a page in its TLB; one thread frees that page, another one flushes too"),
+        "flush_halted": Setup("a page is freed while the vCPU, which has it in its TLB, is woken from HLT and enters"),
+        "walker": Setup("a shadow page is freed while the vCPU walks it without a lock"),
+        "posted": Setup("two posted interrupts while the vCPU enters a guest that computes for ever"),
+        "posted_halt": Setup("a posted interrupt to a guest that halts"),
+    }
+    variants = {
+        "before": Variant("each function before its fix (2008 to 2016)", BEFORE,
+                          sometimes(*ENTERS, "flush", "sleep", "posted_halt")),
+        "fix_2008": Variant("V-M2, e9571ed54b2a: mode before the check, but with smp_wmb()",
+                            entry("irq_off, mode, wmb, sync, check"), sometimes(*ENTERS, word=WEAK)),
+        "3.8": Variant("V-M8: IRQs off after mode; PIR synced when it is injected (3.8 to 4.9)",
+                       entry("sync, mode, mb, irq_off, check"), sometimes("posted"), IRQ_OFF_LAST),
+        "today": Variant("6.16"),
+        "V-M1": Variant("no full barrier after mode", entry("irq_off, mode, sync, check"), sometimes(*ENTERS, word=WEAK)),
+        "V-M3": Variant("no barrier in the kicker, and its request is a plain store",
+                        {"kvm_make_request": request_by_store, **NO_MB},
+                        sometimes(*ENTRIES, "flush_halted", "walker", word=WEAK)),
+        "V-M3_bit": Variant("no barrier in the kicker: set_bit() is locked on x86", NO_MB),
+        "V-M3_wmb": Variant("kvm_make_request() without smp_wmb(): hidden by x86", {"kvm_make_request": request_without_wmb},
+                            sometimes(*ENTRIES, word=PSO)),
+        "V-M4": Variant("the last check before mode", entry("irq_off, check, mode, mb, sync"),
+                        sometimes(*ENTRIES, "flush_halted")),
+        "V-M5": Variant("no last check at all (V-4: only at the top of the loop)", entry("irq_off, mode, mb, sync"),
+                        sometimes(*ENTRIES, "flush_halted")),
+        "V-M7": Variant("the last check before IRQs are off", entry("mode, mb, sync, check, irq_off"),
+                        sometimes(*ENTERS), IRQ_OFF_LAST),
+        "V-M8_no_mb": Variant("V-M8 without its barrier", entry("mode, irq_off, sync, check"), sometimes(*ENTERS, word=WEAK),
+                              IRQ_OFF_LAST),
+        "V-M8_sync": Variant("V-M8, but PIR is synced after IRQs are off: harmless", entry("mode, mb, irq_off, sync, check"), {},
+                             IRQ_OFF_LAST),
+        "V-6a": Variant("PIR synced after mode and before IRQs are off", entry("mode, mb, sync, irq_off, check"),
+                        sometimes("posted"), IRQ_OFF_LAST),
+        "V-6b": Variant("PIR synced before mode", entry("irq_off, sync, mode, mb, check"), sometimes("posted")),
+        "V-6_request": Variant("3.10 to 4.9: a posted interrupt makes a request as well",
+                               {**entry("sync, mode, mb, irq_off, check"), **REQUESTED}, {}, IRQ_OFF_LAST),
+        "V-6_on_first": Variant("ON is set before PIR", {"vmx_deliver_posted_interrupt": posted_intr.deliver_on_first},
+                                sometimes("posted", "posted_halt")),
+        "V-6_pir_first": Variant("PIR is taken before ON is cleared", {"vmx_sync_pir_to_irr": posted_intr.sync_pir_first},
+                                 sometimes("posted")),
+        "V-6_plain": Variant("PIR and ON by plain stores: nothing orders them before the load of mode",
+                             {"vmx_deliver_posted_interrupt": posted_intr.deliver_unordered},
+                             sometimes("posted", "posted_halt", word=WEAK)),
+        "V-6_blind": Variant("a halting vCPU looks at IRR, not at PID.ON", {"pi_has_pending_interrupt": posted_intr.blind_to_pir},
+                             sometimes("posted_halt")),
+        "V-7": Variant("a kick without a request, and a vCPU that looks before each entry",
+                       {"publish": publish_without_request, "kvm_check_request": look_always}, sometimes(*ENTRIES)),
+        "V-M9": Variant("the condition before the task state", CHECK_FIRST, sometimes("sleep", "posted_halt", "flush_halted")),
+        "V-M10": Variant("on the wait object after the condition", block("state", "check, queue, schedule, state"),
+                         sometimes("sleep", "posted_halt", "flush_halted")),
+        "V-M11": Variant("V-3: the waker looks who sleeps before it stores the condition", {"async_pf_execute": wake_first},
+                         sometimes("sleep", "flush_halted")),
+        "V-M12": Variant("waker without a full barrier", {"async_pf_execute": wake_without_mb},
+                         sometimes("sleep", "flush_halted", word=WEAK)),
+        "V-M12_state": Variant("sleeper without a full barrier", block("queue", "plain state, check, schedule"),
+                               sometimes("sleep", "posted_halt", "flush_halted", word=WEAK)),
+        "V-M13": Variant("all-CPU requests are coalesced on the bit, no lock", COALESCED, sometimes("flush")),
+        "V-M14": Variant("84261923d3dd: the same under a lock, until all have answered",
+                         {"kvm_make_all_cpus_request": remote_flush.make_all_cpus_request_locked}),
+        "V-M16": Variant("no barrier after a request is cleared: no model here reorders loads",
+                         {"kvm_check_request": check_without_mb}),
+        "V-M16_early": Variant("V-I7: the work is loaded before the request is cleared, as V-M16 permits",
+                               {"kvm_check_request": check_work_early, "inject_pending_event": inject_what_was_loaded},
+                               sometimes("rearm")),
+        "V-M17": Variant("a kick of a vCPU that is EXITING sends an IPI too: harmless", {"kvm_vcpu_kick": kick_exiting_too}),
+        "V-M18": Variant("who waits takes EXITING for OUTSIDE", {"kvm_request_needs_ipi": exiting_is_outside},
+                         sometimes("flush")),
+        "V-M18_reading": Variant("who waits takes all but IN_GUEST_MODE for OUTSIDE", {"kvm_request_needs_ipi": in_guest_only},
+                                 sometimes("flush", "walker")),
+        "V-M18_wait": Variant("who flushes does not wait", {"smp_call_function_many": remote_flush.call_without_wait},
+                              sometimes("flush", "flush_halted", "walker")),
+        "V-M19": Variant("vcpu->cpu is read before mode (3.8): harmless", {"kvm_vcpu_kick": kick_old_cpu}),
+        "V-M20": Variant("a flush wakes sleepers: harmless",
+                         {"kvm_make_vcpu_request": remote_flush.make_vcpu_request_and_wake}),
+        "V-M21": Variant("HLT does not look for events: harmless", {"kvm_emulate_halt": always_halts}),
+        "V-W1": Variant("a walker without a full barrier after mode", {"walk_shadow_page_lockless_begin": walk_begin_without_mb},
+                        sometimes("walker", word=WEAK)),
+        "V-W2": Variant("a walker with IRQs on", {"walk_shadow_page_lockless_begin": walk_begin_irqs_on}, sometimes("walker")),
+    }  # fmt: skip
+
+    def build(self, vm: Vm, setup: str) -> None:
+        """One vCPU on a physical CPU of its own, and who wants something of it."""
+        bodies = {"sleep": vcpu_halt, "walker": kvm_mmu_walk}
+        for i in range(vm.size):
+            pcpus = [Pcpu(vm, f"pcpu{i}")]
+            if setup == "migrate":
+                pcpus.append(Pcpu(vm, f"pcpu{i}b"))
+            if setup in ("flush", "flush_halted"):
+                vcpu = VcpuLoop(vm, i, pcpus, vcpu_run_with_tlb, tlb=True, running=setup == "flush")
+                if setup == "flush":
+                    vcpu.mode.init, pcpus[0].cpu.init = IN_GUEST_MODE, IRQS_OFF | IN_GUEST
+            elif setup in ("posted", "posted_halt"):
+                vcpu = VcpuLoop(vm, i, pcpus, vcpu_run_posted, irr=0, halts=setup == "posted_halt", halted=False)
+                vcpu.pi_desc = PiDesc(vm, i)
+            elif setup in bodies:
+                VcpuLoop(vm, i, pcpus, bodies[setup])
+            else:
+                VcpuLoop(vm, i, pcpus, vcpu_run, exits=setup == "migrate")
+        vcpus = loops(vm)
+        if setup in ("flush", "flush_halted", "walker"):
+            Mmu(vm).vcpus = vcpus
+            if setup == "flush":
+                Thread(vm, "flusher", flush, csd=CALL_QUEUED)
+            elif setup == "flush_halted":
+                Thread(vm, "waker", wake_all)
+            Thread(vm, "zapper", zap_and_free, csd=2 * CALL_QUEUED)
+        else:
+            Thread(vm, *{"sleep": ("waker", wake_all), "posted": ("sender", post_two), "posted_halt": ("sender", post_one),
+                         "rearm": ("kicker", publish_two)}.get(setup, ("kicker", publish_one)))  # fmt: skip
+
+    def monitors(self, vm: Vm) -> list[Monitor]:
+        """Safety."""
+        found: list[Monitor] = [PageUse([mmu_of(vm).page])] if "mmu" in vm.by_name else []
+        for vcpu in loops(vm) if vm.setup != "sleep" else []:
+            found.append(IrqsOff([vcpu.mode], reads=[pcpu.cpu for pcpu in vcpu.pcpus.values()]))
+            found.append(Writers("V-I3", vcpu, vcpu.mode))
+            found.append(Writers("V-I7", vcpu, vcpu.pi_desc.pir if vcpu.pi_desc else vcpu.requests))
+        return found
+
+    def stuck(self, vm: Vm) -> list[Violation]:
+        """Liveness."""
+        return [violation for vcpu in loops(vm) if vm.in_question(vcpu) for violation in self.left_undone(vcpu)]
+
+    def left_undone(self, vcpu: Any) -> Iterator[Violation]:
+        """What one vCPU was told and never looks at."""
+        name, last = vcpu.name, {"entry": 1, "migrate": 1, "rearm": 2}.get(vcpu.vm.setup, 0)
+        if vcpu.task_state.value == TASK_INTERRUPTIBLE:
+            if vcpu.async_pf_done.value or (vcpu.pi_desc and vcpu.pi_desc.pir.value):
+                yield Violation("V-I5", f"{name} sleeps, and what it waits for is there")
+        elif vcpu.here().cpu.value & IN_GUEST:
+            if vcpu.requests.value:
+                yield Violation("V-I1", f"{name} runs its guest with a request pending, and nobody kicks it")
+            elif vcpu.pi_desc and vcpu.pi_desc.pir.value:
+                yield Violation("V-I1", f"{name} runs its guest with an interrupt in PIR, and nobody notifies it")
+            elif getattr(vcpu, "tlb", False) and mmu_of(vcpu.vm).page.value == FREED:
+                yield Violation("V-I4", f"{name} runs its guest with a freed page in the TLB")
+            elif vcpu.seen != last:
+                yield Violation("V-I6", f"{name} acted on work {vcpu.seen}, and {last} was published before its request")
+
+    def outcome(self, vm: Vm) -> str:
+        """Where the vCPUs ended."""
+        return "; ".join(sorted({where(vcpu) for vcpu in loops(vm)}))
+
+
+def loops(vm: Vm) -> list[VcpuLoop]:
+    """The vCPUs."""
+    return [actor for actor in vm.actors if isinstance(actor, VcpuLoop)]
+
+
+def where(vcpu: VcpuLoop) -> str:
+    """Where a vCPU is when nothing moves."""
+    if vcpu.task_state.value == TASK_INTERRUPTIBLE:
+        return "asleep"
+    if vcpu.here().cpu.value & IN_GUEST:
+        return f"in the guest, requests {vcpu.requests.value:#x}"
+    return "done"
+
+
+async def publish_one(me: Any) -> None:
+    """One request to every vCPU."""
+    for vcpu in loops(me.vm):
+        await me.vm.calls.publish(me, vcpu, 1)
+
+
+async def publish_two(me: Any) -> None:
+    """Two requests to every vCPU."""
+    for vcpu in loops(me.vm):
+        await me.vm.calls.publish(me, vcpu, 1)
+        await me.vm.calls.publish(me, vcpu, 2)
+
+
+async def wake_all(me: Any) -> None:
+    """The page of every vCPU is there."""
+    for vcpu in loops(me.vm):
+        await me.vm.calls.async_pf_execute(me, vcpu)
+
+
+async def post_one(me: Any) -> None:
+    """One interrupt to every vCPU."""
+    for vcpu in loops(me.vm):
+        await me.vm.calls.vmx_deliver_posted_interrupt(me, vcpu, 0)
+
+
+async def post_two(me: Any) -> None:
+    """Two interrupts to every vCPU."""
+    for vcpu in loops(me.vm):
+        await me.vm.calls.vmx_deliver_posted_interrupt(me, vcpu, 0)
+        await me.vm.calls.vmx_deliver_posted_interrupt(me, vcpu, 1)
