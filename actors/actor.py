@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Coroutine, Mapping
+from typing import Any, ClassVar
 
 from actors.ops import Code, Op
 
@@ -54,6 +54,9 @@ class Actor:
 
     #: Private attributes and their values at the start of a run; a VM under construction may overwrite them per instance.
     state: dict[str, Any]
+    #: Names for the values of its cells, by cell name, and for the bits of those that are bit masks; for pictures only.
+    value_names: ClassVar[Mapping[str, Mapping[Any, str]]] = {}
+    bit_names: ClassVar[Mapping[str, Mapping[int, str]]] = {}
 
     def __init__(self, vm: Any, name: str) -> None:
         self.vm = vm

@@ -60,6 +60,10 @@ def value_name(cell: Cell, value: Any) -> str:
     """A value of the machine's own cells by its kernel name; of other cells as it is."""
     if isinstance(value, bool):
         return "true" if value else "false"
+    if (own := cell.owner.value_names.get(cell.name)) is not None:
+        return own.get(value, str(value))
+    if cell.name in cell.owner.bit_names and isinstance(value, int):
+        return "|".join(bit_name(cell, nr) for nr in range(value.bit_length()) if value >> nr & 1) or "0"
     if not isinstance(cell.owner, _MACHINE):
         return str(value) if value != "" else "free"
     name = cell.name
@@ -81,12 +85,13 @@ def value_name(cell: Cell, value: Any) -> str:
 
 def bit_name(cell: Cell, nr: int) -> str:
     """A bit of the machine's own flag words by its kernel name."""
+    if (own := cell.owner.bit_names.get(cell.name)) is not None:
+        return own.get(nr, str(nr))
     if isinstance(cell.owner, _MACHINE):
         if cell.name.startswith(("irr", "tmr")) and cell.name[3:].isdigit():
             return f"{int(cell.name[3:]) * 32 + nr:#x}"
         return _BITS.get(cell.name, {}).get(nr, str(nr))
-    names: Mapping[int, str] = getattr(cell.owner, "bit_names", {}).get(cell.name, {})  # an actor that names its own bits
-    return names.get(nr, str(nr))
+    return str(nr)
 
 
 def words(step: Step, mine: Actor | None = None) -> list[str]:
