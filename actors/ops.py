@@ -64,7 +64,7 @@ class Op:
         return f"<op {describe(self)}>"
 
 
-_NO_ARGUMENTS = {"vm_enter", "ipi", "call_ipi"}
+_NO_ARGUMENTS = {"vm_enter", "ipi", "call_ipi", "irq_enable"}
 
 
 def describe(op: Op) -> str:
@@ -129,6 +129,11 @@ def _call_ipi(value: int, _a: Any, _b: Any) -> int:
     return value | IPI_PENDING if value & IRQS_OFF else value | IPI_ACKED
 
 
+def _irq_enable(value: int, _a: Any, _b: Any) -> int:
+    # The handler of a pending IPI runs and answers what is queued; a call whose IPI has not arrived yet stays queued.
+    return value & (CALL_QUEUED - 1) & ~(IRQS_OFF | IPI_PENDING) if value & IPI_PENDING else value & ~IRQS_OFF
+
+
 #: Read-modify-write functions by wire name: new value = fn(old value, a, b); the op's result is the old value.
 RMW = {
     "or": lambda value, a, _b: value | a,
@@ -139,6 +144,7 @@ RMW = {
     "vm_enter": _vm_enter,
     "ipi": _ipi,
     "call_ipi": _call_ipi,
+    "irq_enable": _irq_enable,
 }
 
 

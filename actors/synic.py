@@ -46,7 +46,7 @@ class Slot:
 class _Names(dict[str, Mapping[Any, str]]):
     """Names of types and flags for whatever slot the field is of."""
 
-    def __init__(self, **fields: Mapping[int, str]) -> None:
+    def __init__(self, **fields: Mapping[Any, str]) -> None:
         super().__init__({f"{field}{sint}": names for field, names in fields.items() for sint in range(16)})
 
 

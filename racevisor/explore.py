@@ -255,7 +255,7 @@ def _ledger(
 ) -> Ledger:
     budget = watch.budget
     exhausted = bool(getattr(picker, "exhausted", False))
-    limit = picker.limit_words() if getattr(picker, "cut", False) else ""
+    limit = picker.limit_words() if getattr(picker, "cut", False) is True else ""
     covers = kind.covers if getattr(picker, "changed_at", None) is None else ""
     verdict, reason = judge(
         exhausted=exhausted, complete=tally.complete, settled=settled, stopped=budget.spent_words() if stopped else "",

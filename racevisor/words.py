@@ -60,6 +60,9 @@ def value_name(cell: Cell, value: Any) -> str:
     """A value of the machine's own cells by its kernel name; of other cells as it is."""
     if isinstance(value, bool):
         return "true" if value else "false"
+    own_words = getattr(cell.owner, "value_name", None)
+    if own_words is not None:
+        return str(own_words(cell, value))
     if (own := cell.owner.value_names.get(cell.name)) is not None:
         return own.get(value, str(value))
     if cell.name in cell.owner.bit_names and isinstance(value, int):
@@ -168,10 +171,16 @@ def _own_cpu(step: Step, op: Op) -> list[str]:
         return [f"waited: {name} acked the IPI", f"acked: {name}"] if op.a[0] & IPI_ACKED else [f"{name} has run the call"]
     if op.fn == "vm_enter":
         return ["VM entry: IPI pending, leaves at once", "VM entry, left"] if before & IPI_PENDING else ["VM entry"]
+    if op.a == CALL_QUEUED:
+        return [f"queue a call to {step.cell.owner.name}" if step.cell else "queue a call"]
+    if op.fn == "await_masked":
+        return [f"{step.cell.owner.name} has answered" if step.cell else "answered"]
     if op.fn == "or":
         if op.a >= CALL_QUEUED:
             return [f"queue a call on {name}"]
         return ["VM entry"] if op.a == IN_GUEST else ["local_irq_disable()"]
+    if op.fn == "irq_enable":
+        return ["local_irq_enable(): call answered" if before & IPI_PENDING else "local_irq_enable()", "local_irq_enable()"]
     if op.fn == "andnot":
         if op.a == IPI_PENDING:
             return ["guest takes the notification"]
