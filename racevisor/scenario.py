@@ -57,6 +57,8 @@ class Scenario:
     setups: ClassVar[Mapping[str, Setup]] = {"default": Setup("the scenario as it is written")}
     #: the variant that is the fix: no bad outcome is left in it
     fixed: ClassVar[str] = "after"
+    #: the set-up whose race live rounds meet most often: what a live run tries first; "": the first set-up
+    live: ClassVar[str] = ""
     #: what every variant claims for a set-up unless it says otherwise
     claims: ClassVar[Mapping[str, Claim]] = {}
     #: functions of the scenario's own that variants may replace, reached as `vm.calls.<name>`
@@ -103,10 +105,11 @@ def in_table(scenario: Scenario, variant: str, setup: str) -> bool:
 
 
 def default_setup(scenario: Scenario, variant: str, memory: str) -> str:
-    """Where to run a variant: the first set-up in which it is claimed to go wrong, else the one in which the first variant is."""
+    """Where a variant runs live: the first set-up in which it is claimed to go wrong, or else in which the first variant is."""
     first = next(iter(scenario.variants))
+    setups = dict.fromkeys([*filter(None, [scenario.live]), *scenario.setups])
     for name in (variant, first):
-        for setup in scenario.setups:
+        for setup in setups:
             if claim(scenario, scenario.variants[name], setup, memory) != Never and in_table(scenario, variant, setup):
                 return setup
     return next(iter(scenario.setups))
@@ -262,6 +265,8 @@ def from_source(source: Source) -> Scenario:
         type(scenario).name = stem
     if not scenario.variants:
         raise UsageError(f'scenario {scenario.name} has no variants\n  variants = {{"before": Variant("what it does", ...)}}')
+    if scenario.live:
+        require("set-up", scenario.live, scenario.setups, scenario.name)
     for setup in scenario.setups.values():
         for name in setup.variants:
             require("variant", name, scenario.variants, scenario.name)

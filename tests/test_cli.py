@@ -87,8 +87,13 @@ def test_show_tells_story_variants_setups_and_claims(racevisor: Shell) -> None:
         assert word in out, word
     about = json.loads(racevisor("show", "init_sipi", "--json")[1])
     assert about["variants"]["seed"]["replaces"] == {"kvm_apic_accept_events": "accept_events_seed"}
+<<<<<<< ours
     cells = [(c.variant_name, c.setup, c.memory) for c in cases("init_sipi")]
     assert [(c["variant"], c["setup"], c["memory"]) for c in about["claims"]] == cells
+=======
+    claims = [(c["variant"], c["setup"], c["memory"]) for c in about["claims"]]
+    assert claims == [(case.variant_name, case.setup, case.memory) for case in cases("init_sipi")]
+>>>>>>> theirs
 
 
 @pytest.mark.parametrize("width", [80, 140])

@@ -237,6 +237,12 @@ def test_a_live_run_sets_out_where_the_variant_goes_wrong(racevisor: Shell) -> N
     scenario, _ = load("init_sipi")
     where = {variant: default_setup(scenario, variant, "tso") for variant in ("before", "seed", "latch", "I-M20", "I-M24")}
     assert where == {"before": "plain", "seed": "irq", "latch": "plain", "I-M20": "migration", "I-M24": "edge_irqs"}
+    text = COUNTER.replace("    setups = {", '    live = "three"\n    setups = {')
+    often = from_source(Source("counter.py", text))
+    where = {variant: default_setup(often, variant, "tso") for variant in often.variants}
+    assert where == {"before": "three", "after": "three", "same": "two", "lazy": "two"}
+    with pytest.raises(UsageError, match="counter has no set-up 'four'"):
+        from_source(Source("counter.py", text.replace('live = "three"', 'live = "four"')))
 
 
 # ---- the built-in scenarios -----------------------------------------------------------------------------------------------
