@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from actors.actor import Actor, Cell
@@ -60,9 +60,9 @@ def value_name(cell: Cell, value: Any) -> str:
     """A value of the machine's own cells by its kernel name; of other cells as it is."""
     if isinstance(value, bool):
         return "true" if value else "false"
-    own_words = getattr(cell.owner, "value_name", None)
-    if own_words is not None:
-        return str(own_words(cell, value))
+    named: Callable[[Cell, Any], str] | None = getattr(cell.owner, "value_name", None)
+    if named is not None:  # an actor that knows words for its own values
+        return named(cell, value)
     if (own := cell.owner.value_names.get(cell.name)) is not None:
         return own.get(value, str(value))
     if cell.name in cell.owner.bit_names and isinstance(value, int):
