@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, ClassVar
 
 from actors.guest import GuestCpu, GuestProgram, Insn
-from actors.hrtimer import KVM_REQ_HV_STIMER
+from actors.hrtimer import KVM_REQ_HV_STIMER, stimer_set_config, stimer_set_count
 from actors.lapic import Lapic, apic_search_irr, kvm_apic_has_interrupt
 from actors.ops import IPI_PENDING, READ_ONCE, WRITE_ONCE, await_eq, clear_bit, cmpxchg, smp_mb, smp_store_release, xchg
 from actors.pcpu import Pcpu
@@ -24,7 +24,17 @@ from actors.requests import (
     kvm_make_request,
 )
 from actors.sync import TASK_INTERRUPTIBLE, TASK_RUNNING
-from actors.synic import HVMSG_NONE, MSG_PENDING, SINT, SINT_AUTO_EOI, SINT_MASKED, SINT_VECTOR, Synic, kvm_hv_synic_send_eoi
+from actors.synic import (
+    HVMSG_NONE,
+    MSG_PENDING,
+    SINT,
+    SINT_AUTO_EOI,
+    SINT_MASKED,
+    SINT_VECTOR,
+    VECTOR,
+    Synic,
+    kvm_hv_synic_send_eoi,
+)
 from actors.vcpu import Vcpu
 
 
@@ -259,6 +269,66 @@ async def guest_signal_eom(cpu: GuestCpu, slot: Any) -> None:
 
 async def never_looks(cpu: GuestCpu, slot: Any) -> None:
     """A guest that breaks the protocol."""
+
+
+UNSEEN = "unseen"  # a message that was taken without a look at its payload
+
+
+async def computing(cpu: GuestCpu) -> None:
+    """Runs for ever; only an interrupt is seen."""
+    cpu.here("computing")
+    await cpu.compute()
+
+
+def before_idle(vcpu: HvVcpu, *steps: str) -> GuestProgram:
+    """The steps, then HLT for ever."""
+
+    async def main(cpu: GuestCpu) -> None:
+        for step in steps:
+            if step == "take":
+                await take_message(cpu, vcpu)
+            elif step == "unmask":
+                await Insn("sint", (VECTOR,))
+            else:
+                await Insn(step)
+        while True:
+            cpu.here("idle")
+            await cpu.hlt()
+
+    return main
+
+
+async def walk_page(me: Any) -> None:
+    """vCPU1 empties the slot if there is something in it, whatever it is."""
+    slot = me.vm.vcpus[0].synic.slots[SINT]
+    seen = await READ_ONCE(slot.type)
+    if seen != HVMSG_NONE and await cmpxchg(slot.type, seen, HVMSG_NONE) == seen:
+        me.taken = (*me.taken, UNSEEN)
+
+
+async def read_and_eom(me: Any) -> None:
+    """vCPU1 reads vCPU0's page, twice; its EOM goes to its own SynIC, where nothing is owed.  [Linux vmbus_wait_for_unload]"""
+    slot = me.vm.vcpus[0].synic.slots[SINT]
+    for _ in range(2):
+        seen = await READ_ONCE(slot.type)
+        if seen == HVMSG_NONE:
+            continue
+        payload = await READ_ONCE(slot.payload)
+        if await cmpxchg(slot.type, seen, HVMSG_NONE) == seen:
+            me.taken = (*me.taken, payload)
+            await smp_mb()
+            await READ_ONCE(slot.flags)
+
+
+async def zero_config(vcpu: HvVcpu) -> None:
+    """Userspace zeroes the registers of a new vCPU, as QEMU does.  [MSR writes on the vCPU's thread]"""
+    await stimer_set_config(vcpu, vcpu.stimers[0], False)
+
+
+async def restore_timer(vcpu: HvVcpu) -> None:
+    """Userspace restores a timer that has fired: CONFIG with auto-enable set and enable clear, then COUNT."""
+    await stimer_set_config(vcpu, vcpu.stimers[0], False)
+    await stimer_set_count(vcpu, vcpu.stimers[0], 1, True)
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {f.__name__: f for f in (guest_empty_slot, guest_signal_eom)}

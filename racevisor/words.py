@@ -163,21 +163,17 @@ def _await(step: Step, op: Op, cell: Cell, name: str) -> list[str]:
 def _own_cpu(step: Step, op: Op) -> list[str]:
     """Accesses to the state of a physical CPU are named for what they do there."""
     before: int = step.before
+    assert step.cell is not None
+    cpu = step.cell.owner.name
     if op.a == IPI_ACKED:
         return ["handler of the IPI: acks it", "acks the IPI"]
-    assert step.cell is not None
-    name = step.cell.owner.name
     if op.fn == "await_masked":
-        return [f"waited: {name} acked the IPI", f"acked: {name}"] if op.a[0] & IPI_ACKED else [f"{name} has run the call"]
+        return [f"waited: {cpu} has answered", f"{cpu} has answered"]
     if op.fn == "vm_enter":
         return ["VM entry: IPI pending, leaves at once", "VM entry, left"] if before & IPI_PENDING else ["VM entry"]
-    if op.a == CALL_QUEUED:
-        return [f"queue a call to {step.cell.owner.name}" if step.cell else "queue a call"]
-    if op.fn == "await_masked":
-        return [f"{step.cell.owner.name} has answered" if step.cell else "answered"]
     if op.fn == "or":
         if op.a >= CALL_QUEUED:
-            return [f"queue a call on {name}"]
+            return [f"queue a call to {cpu}"]
         return ["VM entry"] if op.a == IN_GUEST else ["local_irq_disable()"]
     if op.fn == "irq_enable":
         return ["local_irq_enable(): call answered" if before & IPI_PENDING else "local_irq_enable()", "local_irq_enable()"]

@@ -13,9 +13,9 @@ it can be torn even where no CPU's fetch can (emulator_fetch).
 
 As it was committed the patch also loses the result of the first call (H-M8, set-up first_call), and locks kvm->lock twice when
 the emulator meets a hypercall under a page fault (rewrite).  33e3885de251 has the CPU re-execute a vmcall that was patched.  A
-vmmcall was patched and then skipped (case 3 of group 7 in x86_emulate.c, 2.6.30; em_vmmcall() in emulate.c, 3.11): that is H-M9,
-until em_hypercall() took the place of both.  RIP is still taken for a linear address (cs_base): since the CPU re-executes, that
-is an endless #UD loop, and bytes elsewhere are overwritten.
+vmmcall was patched and then skipped (case 3 of group 7 in x86_emulate.c, 2.6.30; em_vmmcall() in emulate.c, 3.11): that is
+H-M9, until em_hypercall() took the place of both.  RIP is still taken for a linear address (cs_base): since the CPU re-executes,
+that is an endless #UD loop, and bytes elsewhere are overwritten.
 
 The mutants H-M1 and H-M2 are "before" in set-ups migration and smp, H-M8 is "after" itself, H-M14 (two vCPUs fix one site) is
 "after" in smp.  Modelled: the bytes, fetch by CPU and emulator, #UD and #PF exits, the flush with its IPIs and answers, dirty bit

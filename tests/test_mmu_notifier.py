@@ -10,6 +10,7 @@ from racevisor.memory import MODELS
 from racevisor.scenario import Case
 from racevisor.strategies.audit import Audit
 from racevisor.strategies.random_walk import RandomWalk
+from racevisor.words import words
 
 #: with an invalidation that never ends, and a fault that never gets through: the slowest to learn
 QUICK = ("munmap", "reclaim", "prefetch", "huge", "twice", "aging", "ksm", "invlpg", "new_slot")
@@ -161,3 +162,16 @@ def test_a_call_is_answered_when_its_interrupt_is_handled_and_not_before() -> No
     assert enable(IRQS_OFF | CALL_QUEUED | IPI_PENDING, None, None) == 0
     assert enable(IRQS_OFF | CALL_QUEUED, None, None) == CALL_QUEUED, "its interrupt is still on its way"
     assert arrive(CALL_QUEUED, None, None) == 0
+
+
+def test_a_flush_is_told_in_words() -> None:
+    """The call, the interrupt, and the answer: what a reader looks for when a TLB is stale."""
+    world = one("fixed", "twice").world()
+    told: set[str] = set()
+    walk = RandomWalk(1, 5)
+    for run in range(5):
+        told |= {form for step in world.run(walk, run).steps for form in words(step)}
+    world.close()
+    assert told >= {"queue a call to pcpu0", "pcpu0 has answered", "local_irq_enable(): call answered"}
+    assert "mmu.spte = page 1" not in told, "it is dropped here, and made nowhere"
+    assert "xchg(mmu.spte, none) == page 1" in told
