@@ -320,7 +320,7 @@ class SynicMessage(Scenario):
             never("no_eom", "crash", "masked", "simp_late", "migration"),
         ),
         "today": Variant("6.16: all of the later fixes", TODAY, never("no_eom", "ap_waits", "migration")),
-        "tlfs": Variant("beside the guest, in the order of the specification", TLFS, QUIET),
+        "tlfs": Variant("beside the guest, in the order of the specification", TLFS, {**sometimes("two_timers"), **QUIET}),
         "S-M1": Variant(
             "the patch, called beside the guest",
             BESIDE,
@@ -332,7 +332,9 @@ class SynicMessage(Scenario):
             {**sometimes("page_walk", "eoi_first", "auto_eoi", "two_timers"), **QUIET},
         ),
         "S-M3": Variant(
-            "tlfs, and the guest has no barrier", {**TLFS, "guest_empty_slot": no_mfence}, {"auto_eoi": WEAK, **QUIET}
+            "tlfs, and the guest has no barrier",
+            {**TLFS, "guest_empty_slot": no_mfence},
+            {"auto_eoi": WEAK, **sometimes("two_timers"), **QUIET},
         ),
         "S-M3v": Variant("after, and the guest has no barrier: VM exit is one", {"guest_empty_slot": no_mfence}),
         "S-M4": Variant(
@@ -372,7 +374,11 @@ class SynicMessage(Scenario):
         "S-M12b": Variant("all 256 bytes of the slot are written: harmless", {"synic_deliver_msg": m12_whole_slot}),
         "S-M13": Variant("delivery leaves the flags: harmless", {"synic_deliver_msg": m13_flags_stay}),
         "S-M14": Variant("an acknowledgement clears the pending bit: harmless", ACK_CLEARS),
-        "S-M14b": Variant("tlfs, an acknowledgement clears the pending bit", {**TLFS, **ACK_CLEARS}, QUIET),
+        "S-M14b": Variant(
+            "tlfs, an acknowledgement clears the pending bit",
+            {**TLFS, **ACK_CLEARS},
+            {"eoi_first": WEAK, **sometimes("two_timers"), **QUIET},
+        ),
         "S-M15": Variant("garbage in the reserved flags, as in the kernel: harmless", {"synic_deliver_msg": m15_garbage}),
         "S-7c": Variant(
             "a message that is written is delivered, interrupt or not",

@@ -8,7 +8,7 @@ from racevisor.scenario import Case
 from racevisor.strategies.audit import Audit
 from racevisor.strategies.random_walk import RandomWalk
 
-IN_VCPU = ["before", "after", "no_retry", "direct", "today", "S-M4", "S-M9", "S-M10", "S-M11", "S-M13", "S-M14", "S-7c", "S-7d"]
+IN_VCPU = ["before", "after", "today", "S-M4", "S-M9", "S-M11", "S-7c", "S-7d"]
 BESIDE = ["tlfs", "S-M1", "S-M2", "S-M3"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import time
 from collections.abc import Iterable, Iterator
 from itertools import groupby
@@ -92,7 +93,7 @@ class _Found:
         self.scenarios = [(list(cells), list[Verdict]()) for _, cells in groupby(wanted, key=lambda case: case.source.path)]
 
     def search(self, jobs: int, options: dict[str, Any]) -> bool:
-        """Fill `scenarios`; True if Ctrl-C ended it early.  What a scenario raises is raised once the others' tables are out."""
+        """Fill `scenarios`; True if Ctrl-C ended it early.  If a scenario raises, what was found before it has been printed."""
         with Meter("verifying", len(self.wanted), "cells") as meter:
             progress = table.verdicts(self.wanted, jobs, lambda done, _: meter.update(done), options)
             try:
@@ -180,19 +181,18 @@ def _print_end(out: Console, found: _Found, everything: list[Verdict], elapsed: 
         row = [f"{number:,}" for number in (len(cells), *counts)]
         totals.add_row(Text(cells[0].scenario.name, style="bold"), *row, short(runs), duration(seconds))
     out.print(totals)
-    wrong = [v for v in everything if not v.confirmed]
+    wrong = [(cells[0].source.path, v) for cells, verdicts in found.scenarios for v in verdicts if not v.confirmed]
     if wrong:
         out.print()
-    paths = {cells[0].scenario.name: cells[0].source.path for cells, _ in found.scenarios}
-    for v in sorted(wrong, key=lambda v: not refuted(v))[:_NAMED]:
+    for path, v in sorted(wrong, key=lambda one: not refuted(one[1]))[:_NAMED]:
         how = "refuted" if refuted(v) else "not decided"
         text = f"{v.scenario} {v.variant}/{v.setup}/{v.memory}: claimed {v.claimed}, {v.finding} ({v.verdict}): {how}"
         out.print(Text(text, style="bold red" if refuted(v) else "yellow"), soft_wrap=True)
-        arguments = f"{paths[v.scenario]} --variant {v.variant} --setup {v.setup} --memory {v.memory}"
+        arguments = f"{shlex.quote(path)} --variant {v.variant} --setup {v.setup} --memory {v.memory}"
         out.print(f"  look at it:  racevisor explore {arguments}", soft_wrap=True)
     if len(wrong) > _NAMED:
         out.print(f"... and {len(wrong) - _NAMED} more; --json has them all")
-    print_summary(out, len(found.wanted), everything, interrupted, f"{words(elapsed)}")
+    print_summary(out, len(found.wanted), everything, interrupted, words(elapsed))
     for line in (_LEGEND, *([_MARKS] if wrong else [])):
         out.print(Text(line, style="dim"))
 
