@@ -178,12 +178,12 @@ async def stimer_set_count(me: Actor, stimer: HrTimer, count: int, host: bool) -
 
 
 async def stimer_mark_if_enabled(me: Actor, stimer: HrTimer) -> None:
-    """The end of stimer_set_config() and _count() up to 5.0: not only if enabled, in spite of the name.  [hyperv.c]"""
+    """The end of stimer_set_config() and _count() before 013cc6ebbf41: not only if enabled, in spite of the name.  [hyperv.c]"""
     await stimer.vm.calls.stimer_mark_pending(me, stimer, False)
 
 
 async def stimer_count_enables(host: bool) -> bool:
-    """A count written to an auto-enable timer enables it, up to 5.15 even if userspace writes it.  [hyperv.c]"""
+    """A count written to an auto-enable timer enables it, before d6800af51c76 even if userspace writes it.  [hyperv.c]"""
     return True
 
 

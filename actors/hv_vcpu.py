@@ -254,7 +254,7 @@ async def guest_empty_slot(cpu: GuestCpu, slot: Any, seen: int) -> bool:
 
 
 async def guest_cmpxchg_slot(cpu: GuestCpu, slot: Any, seen: int) -> bool:
-    """By cmpxchg, for another CPU may have emptied it.  [Linux drivers/hv vmbus_signal_eom since 4.7]"""
+    """By cmpxchg, for another CPU may have emptied it.  [Linux drivers/hv vmbus_signal_eom]"""
     if await Insn("memory", op=cmpxchg(slot.type, seen, HVMSG_NONE)) != seen:
         return False
     await cpu.mfence()

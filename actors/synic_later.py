@@ -57,7 +57,7 @@ async def deliver_msg_tlfs(me: Actor, synic: Synic, sint: int, message: str) -> 
 
 # ---- later fixes
 async def send_msg_no_retry(me: Actor, stimer: HrTimer) -> int:
-    """A periodic tick that finds the slot busy is dropped, not owed.  [hyperv.c stimer_send_msg since 5.0: 7deec5e0df74]"""
+    """A periodic tick that finds the slot busy is dropped, not owed.  [hyperv.c stimer_send_msg since 7deec5e0df74]"""
     synic = stimer.vcpu.synic
     if stimer.periodic and await READ_ONCE(synic.simp) and await READ_ONCE(synic.slots[stimer.sint].type) != HVMSG_NONE:
         return 0
@@ -65,18 +65,18 @@ async def send_msg_no_retry(me: Actor, stimer: HrTimer) -> int:
 
 
 async def mark_if_enabled(me: Actor, stimer: HrTimer) -> None:
-    """A disabled timer has nothing to do.  [hyperv.c since 5.1: 013cc6ebbf41]"""
+    """A disabled timer has nothing to do.  [hyperv.c since 013cc6ebbf41]"""
     if await READ_ONCE(stimer.enable):
         await stimer.vm.calls.stimer_mark_pending(me, stimer, False)
 
 
 async def only_the_guest_enables(host: bool) -> bool:
-    """What userspace restores is not a start.  [hyperv.c stimer_set_count since 6.6: d6800af51c76]"""
+    """What userspace restores is not a start.  [hyperv.c stimer_set_count since d6800af51c76]"""
     return not host
 
 
 async def stimer_notify_direct(me: Actor, stimer: HrTimer) -> int:
-    """Direct mode: the timer's own vector and no message.  [hyperv.c since 5.0: 8644f771e07c]"""
+    """Direct mode: the timer's own vector and no message.  [hyperv.c since 8644f771e07c]"""
     return 0 if await synic_set_irq(me, stimer.vcpu.synic, stimer.sint) > 0 else 1
 
 

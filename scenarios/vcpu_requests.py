@@ -248,6 +248,8 @@ class VcpuRequests(Scenario):
     patch = "e9571ed54b2a, e5c239cfd5b0, 84261923d3dd, b95234c84004: the races of the vCPU loop (2008 to 2017)"
     vcpus = 1
     max_vcpus = 8
+    fixed = "today"
+    live = "posted"
     functions = {**run_loop.FUNCTIONS, **remote_flush.FUNCTIONS, **posted_intr.FUNCTIONS}
     setups = {
         "entry": Setup("a request and a kick while the vCPU enters a guest that computes for ever"),
