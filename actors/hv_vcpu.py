@@ -13,7 +13,18 @@ from typing import Any, ClassVar
 from actors.guest import GuestCpu, GuestProgram, Insn
 from actors.hrtimer import KVM_REQ_HV_STIMER, stimer_set_config, stimer_set_count
 from actors.lapic import Lapic, apic_search_irr, kvm_apic_has_interrupt
-from actors.ops import IPI_PENDING, READ_ONCE, WRITE_ONCE, await_eq, clear_bit, cmpxchg, smp_mb, smp_store_release, xchg
+from actors.ops import (
+    IPI_PENDING,
+    READ_ONCE,
+    WRITE_ONCE,
+    await_bits,
+    await_eq,
+    clear_bit,
+    cmpxchg,
+    smp_mb,
+    smp_store_release,
+    xchg,
+)
 from actors.pcpu import Pcpu
 from actors.requests import (
     EXITING_GUEST_MODE,
@@ -303,6 +314,14 @@ async def walk_page(me: Any) -> None:
     slot = me.vm.vcpus[0].synic.slots[SINT]
     seen = await READ_ONCE(slot.type)
     if seen != HVMSG_NONE and await cmpxchg(slot.type, seen, HVMSG_NONE) == seen:
+        me.taken = (*me.taken, UNSEEN)
+
+
+async def poll_page(me: Any) -> None:
+    """The same, once there is something: vCPU1 polls."""
+    slot = me.vm.vcpus[0].synic.slots[SINT]
+    seen = await await_bits(slot.type, -1)
+    if await cmpxchg(slot.type, seen, HVMSG_NONE) == seen:
         me.taken = (*me.taken, UNSEEN)
 
 

@@ -39,6 +39,7 @@ from actors.hv_vcpu import (
     computing,
     guest_cmpxchg_slot,
     never_looks,
+    poll_page,
     read_and_eom,
     restore_timer,
     taker,
@@ -288,10 +289,12 @@ class SynicMessage(Scenario):
     """Timer messages to one vCPU; what happens between the look at the slot and the mark decides."""
 
     name = "synic_message"
+    live = "page_poll"  # vCPU1 is not done before the message is there
     patch = "3a0e7731724f x86: kvm: hyperv: simplify SynIC message delivery (2018)"
     functions = {**hrtimer.FUNCTIONS, **synic.FUNCTIONS, **hv_vcpu.FUNCTIONS}
     setups = {
         "page_walk": Setup("the slot is empty and a timer expires; vCPU1 empties vCPU0's page, as a dying guest does"),
+        "page_poll": Setup("page_walk, and vCPU1 polls until there is a message", ("before", "after", "today")),
         "eoi_first": Setup("the slot holds A1, a timer owes B1; the handler writes EOI, then takes (Linux VMBus)"),
         "eoi_last": Setup("the same, the handler takes, then writes EOI (kvm-unit-tests)"),
         "auto_eoi": Setup("the same, the source is auto-EOI, and A1 is of type 0x80000000"),
@@ -309,7 +312,9 @@ class SynicMessage(Scenario):
         "ap_waits": Always, "migration": Always, **dict.fromkeys(("no_eom", "crash", "masked", "simp_late"), Sometimes),
     }  # fmt: skip
     variants = {
-        "before": Variant("4.19: the slot is taken by cmpxchg, marked after that failed", BEFORE, {"page_walk": Sometimes}),
+        "before": Variant(
+            "4.19: the slot is taken by cmpxchg, marked after that failed", BEFORE, sometimes("page_walk", "page_poll")
+        ),
         "after": Variant("the patch: look, then write; only right because the guest does not run meanwhile"),
         "no_retry": Variant(
             "5.0: a periodic tick that finds the slot busy is dropped", {"stimer_send_msg": send_msg_no_retry}, {"no_eom": Never}
@@ -395,7 +400,7 @@ class SynicMessage(Scenario):
         synic = Synic(vm, "synic0", {0: VECTOR | SINT_MASKED, SINT: register})
         vcpu = HvVcpu(vm, 0, synic, (VECTOR,))
         vcpu.handler = taker(vcpu, *HANDLERS.get(setup, ("take", "eoi")))
-        computes = setup in ("page_walk", "busy", "eoi_first", "eoi_last", "auto_eoi", "no_eom", "two_timers")
+        computes = setup in ("page_walk", "page_poll", "busy", "eoi_first", "eoi_last", "auto_eoi", "no_eom", "two_timers")
         vcpu.main = computing if computes else before_idle(vcpu, *MAIN.get(setup, ()))
         synic.simp.init = setup != "simp_late"
         HrTimer(vm, "timer0", vcpu, SINT, "B", **TIMERS.get(setup, {}))
@@ -410,12 +415,12 @@ class SynicMessage(Scenario):
                 vcpu.apic.irr[VECTOR >> 5].init = 1 << (VECTOR & 31)
                 vcpu.apic.irr_pending.init = True
                 vcpu.requests.init = 1 << 11
-        if setup in ("page_walk", "eoi_first"):
+        if setup in ("page_walk", "page_poll", "eoi_first"):
             vcpu.empty_slot = guest_cmpxchg_slot
         elif setup == "no_eom":
             vcpu.signal_eom = never_looks
-        if setup == "page_walk":
-            Thread(vm, "vcpu1", walk_page, taken=())
+        if setup in ("page_walk", "page_poll"):
+            Thread(vm, "vcpu1", walk_page if setup == "page_walk" else poll_page, taken=())
         elif setup == "crash":
             vcpu.handler = taker(vcpu)
             Thread(vm, "vcpu1", read_and_eom, taken=())
