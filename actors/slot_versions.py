@@ -11,7 +11,6 @@ from actors.memslots import (
     EINVAL,
     ENOMEM,
     KVM_MEM_LOG_DIRTY_PAGES,
-    KVM_MEMSLOT_INVALID,
     Region,
     Slot,
     Updater,
@@ -158,11 +157,6 @@ async def set_memslot_today(me: Updater, mem: Region, old: Slot, new: Slot) -> i
     if logging_begins(old, new):
         await kvm_mmu_slot_remove_write_access(me)
     return -ENOMEM if failed else 0
-
-
-def is_invalid(slot: Slot) -> bool:
-    """Is the slot on its way out, or made so by userspace?"""
-    return bool(slot.flags & KVM_MEMSLOT_INVALID)
 
 
 async def nothing(me: Actor, *_more: object) -> None:

@@ -26,10 +26,9 @@ _STEP = 0.01  # of the budget, between two estimates
 class Auto:
     """A strategy made of two: `search`, then perhaps what `sampler` makes for a number of executions (None: no such limit)."""
 
-    def __init__(self, search: Any, sampler: Callable[[int | None], Any], *, depth: int) -> None:
+    def __init__(self, search: Any, sampler: Callable[[int | None], Any]) -> None:
         self.search = search
         self.sampler = sampler
-        self.depth = depth
         self.picker = search
         self.changed_at: int | None = None
         self.why = "the states can be exhausted within the budget"

@@ -72,7 +72,7 @@ def _auto(wanted: Wanted, case: Case) -> Any:
     def sampler(runs: int | None) -> Any:
         return KINDS["pct"].make(Wanted(runs=runs or sys.maxsize, seed=wanted.seed, depth=wanted.depth), case)
 
-    return Auto(KINDS["states"].make(wanted, case), sampler, depth=wanted.depth or DEPTH)
+    return Auto(KINDS["states"].make(wanted, case), sampler)
 
 
 def _states(wanted: Wanted, _case: Case) -> Any:

@@ -214,3 +214,18 @@ PROGRAMS = (
     .filter(lambda threads: sum(1 + bool(re.fullmatch(r"[a-z]:?=\d", word)) for words in threads for word in words) <= 7)
     .map(lambda threads: " | ".join(" ".join(words) for words in threads))
 )
+
+
+def diaries(of: World, strategy: Any) -> set[Any]:
+    """End states with the ghost states of the monitors, over all executions of an exhaustive search."""
+    seen = set()
+    run = 0
+    again = True
+    while again:
+        execution = of.run(strategy, run)
+        if execution.status == "terminal":
+            seen.add((end_state(of), *(monitor.state() for monitor in of.monitors)))
+        again = strategy.end(execution)
+        run += 1
+    of.close()
+    return seen

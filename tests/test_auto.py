@@ -132,7 +132,7 @@ def decided(share: float, guess: Estimate | None, states: int = 10_000) -> bool:
     """Does auto change when so much of the budget is spent and this is the estimate?"""
     search = StatefulSearch()
     search.states = states
-    auto = Auto(search, lambda runs: RandomWalk(0, runs or 1), depth=3)
+    auto = Auto(search, lambda runs: RandomWalk(0, runs or 1))
     budget = Budget(runs=1_000)
     budget.look(round(1_000 * share))
     auto.decide(budget, lambda: guess)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from programs import EXHAUSTIVE, Make, by_brute_force, by_source_dpor, end_state, exhaust, search, small_programs, world
+from programs import EXHAUSTIVE, Make, by_brute_force, by_source_dpor, diaries, exhaust, search, small_programs, world
 
 from actors.actor import Cell
 from actors.ops import READ_ONCE, WRITE_ONCE
@@ -313,19 +313,6 @@ def test_all_that_a_monitor_could_judge_by_is_seen(
             return [Diary(cells(vm, watches), reads=cells(vm, reads), seen=()) for watches, reads in declared]
 
         return world(program, memory, monitors, automata=automata)
-
-    def diaries(of: World, strategy: Any) -> set[Any]:
-        seen = set()
-        run = 0
-        again = True
-        while again:
-            execution = of.run(strategy, run)
-            if execution.status == "terminal":
-                seen.add((end_state(of), *(monitor.state() for monitor in of.monitors)))
-            again = strategy.end(execution)
-            run += 1
-        of.close()
-        return seen
 
     kind = EXHAUSTIVE[name]
     assert diaries(make(kind.automata), kind.make()) == diaries(make(False), BruteForce())

@@ -3,34 +3,16 @@
 from dataclasses import replace
 
 import pytest
+from claims import assert_traces_and_states_agree, audit, cells_of, checks, refuted
 
 from actors.hypercall import NATIVE, VMCALL, VMMCALL, decode
-from racevisor.explore import Verdict, cases, explore, explore_case
+from racevisor.explore import cases, explore_case
 from racevisor.memory import MODELS
-from racevisor.scenario import Case
-from racevisor.strategies.audit import Audit
-from racevisor.strategies.random_walk import RandomWalk
+
+one = cells_of("hypercall_patching")
 
 #: where a second thread races; the other set-ups have one thread, or next to nothing to interleave
 RACES = ("smp", "prefixed", "emulator_fetch", "migration", "rewrite")
-
-
-def one(variant: str, setup: str, memory: str = "sc") -> Case:
-    (case,) = cases("hypercall_patching", [variant], [setup], [memory])
-    return case
-
-
-def checks(verdict: Verdict) -> set[str]:
-    assert verdict.witness is not None
-    return {violation.check for violation in verdict.witness.violations}
-
-
-def refuted(wanted: list[Case]) -> list[str]:
-    return [
-        f"{v.variant}/{v.setup}/{v.memory}: claimed {v.claimed}, found {v.found} ({v.verdict})"
-        for v in explore(wanted)
-        if not v.confirmed
-    ]
 
 
 def test_every_claim_holds_when_stores_are_visible_at_once() -> None:
@@ -138,21 +120,11 @@ def test_the_number_of_states_of_the_reference_is_what_it_was() -> None:
 
 def test_source_dpor_and_the_stateful_search_agree_where_both_can_finish() -> None:
     for variant in ("after", "not_dirty"):
-        case = one(variant, "migration")
-        by_traces = explore_case(case, strategy="source", to_the_end=True)
-        by_states = explore_case(case, to_the_end=True)
-        assert by_traces.verdict == by_states.verdict == "exhausted"
-        assert (by_traces.found, set(by_traces.outcomes)) == (by_states.found, set(by_states.outcomes))
+        assert_traces_and_states_agree(one(variant, "migration"), "source")
 
 
 @pytest.mark.parametrize("setup", [*RACES, "straddle"])
 def test_every_schedule_runs_twice_the_same(setup: str) -> None:
     for variant in ("before", "after", "today"):
         for memory in MODELS:
-            case = one(variant, setup, memory)
-            world = case.world()
-            strategy = Audit(RandomWalk(1, 3), case.world)
-            run = 0
-            while strategy.end(world.run(strategy, run)):
-                run += 1
-            world.close()
+            audit(one(variant, setup, memory))

@@ -1,6 +1,7 @@
 """The INIT/SIPI patch: every version of it does what the kernel's history says, set-up by set-up."""
 
 import pytest
+from claims import assert_traces_and_states_agree, audit, cells_of, refuted
 
 from actors.lapic import kvm_get_apic_interrupt
 from actors.ops import READ_ONCE, WRITE_ONCE
@@ -8,37 +9,26 @@ from actors.requests import KVM_MP_STATE_INIT_RECEIVED
 from actors.vcpu import RESET_CS_BASE, Vcpu
 from racevisor import Variant
 from racevisor.commands.output import reenact
-from racevisor.explore import Verdict, cases, explore, explore_case
+from racevisor.explore import cases, explore_case
 from racevisor.memory import MODELS
-from racevisor.scenario import Case
-from racevisor.strategies.audit import Audit
-from racevisor.strategies.random_walk import RandomWalk
+
+one = cells_of("init_sipi")
 
 #: `irq` has three threads on one vCPU and takes seconds a cell; its own tests are below
 QUICK = ("plain", "init_only", "two_rounds", "stale_sipi", "bsp_init", "edge_irqs", "level_irq", "migration")
 
 
-def refuted(wanted: list[Case]) -> list[str]:
-    def words(verdict: Verdict) -> str:
-        found = f"{verdict.found} ({verdict.verdict})"
-        return f"{verdict.variant}/{verdict.setup}/{verdict.memory}: claimed {verdict.claimed}, found {found}"
-
-    return [words(verdict) for verdict in explore(wanted, jobs=2) if not verdict.confirmed]
-
-
-def one(variant: str, setup: str, memory: str = "sc") -> Case:
-    (case,) = cases("init_sipi", [variant], [setup], [memory])
-    return case
-
-
 def test_every_claim_holds_when_stores_are_visible_at_once() -> None:
-    assert refuted(cases("init_sipi", setups=QUICK, memories=["sc"])) == []
+    assert refuted(cases("init_sipi", setups=QUICK, memories=["sc"]), jobs=2) == []
 
 
 @pytest.mark.parametrize("memory", ["tso", "pso"])
 def test_the_claims_of_the_historical_versions_and_of_the_barrier_mutants_hold_with_store_buffers(memory: str) -> None:
     versions = ["before", "seed", "latch", "today", "I-M15", "I-M16", "I-M17"]
-    assert refuted(cases("init_sipi", versions, ["plain", "init_only", "stale_sipi", "bsp_init", "edge_irqs"], [memory])) == []
+    assert (
+        refuted(cases("init_sipi", versions, ["plain", "init_only", "stale_sipi", "bsp_init", "edge_irqs"], [memory]), jobs=2)
+        == []
+    )
 
 
 def test_an_unrelated_interrupt_makes_the_seed_eat_a_sipi_and_never_the_latch() -> None:
@@ -125,22 +115,11 @@ def test_the_number_of_states_and_end_states_of_the_reference_is_what_it_was() -
 
 def test_source_dpor_and_the_stateful_search_agree_where_both_can_finish() -> None:
     for variant in ("before", "latch", "I-M10", "I-M13"):
-        case = one(variant, "init_only")
-        by_traces = explore_case(case, strategy="source", to_the_end=True)
-        by_states = explore_case(case, to_the_end=True)
-        assert by_traces.verdict == by_states.verdict == "exhausted"
-        assert by_traces.found == by_states.found
-        assert set(by_traces.outcomes) == set(by_states.outcomes)
+        assert_traces_and_states_agree(one(variant, "init_only"), "source")
 
 
 @pytest.mark.parametrize("setup", [*QUICK, "irq"])
 def test_every_schedule_runs_twice_the_same(setup: str) -> None:
     for variant in ("before", "seed", "latch", "today"):
         for memory in MODELS:
-            case = one(variant, setup, memory)
-            world = case.world()
-            strategy = Audit(RandomWalk(1, 3), case.world)
-            run = 0
-            while strategy.end(world.run(strategy, run)):
-                run += 1
-            world.close()
+            audit(one(variant, setup, memory))

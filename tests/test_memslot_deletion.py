@@ -1,48 +1,31 @@
 """Memory slots under SRCU: each version, each mutant and each repair does what the kernel's history says of it."""
 
 import pytest
+from claims import assert_traces_and_states_agree, audit, cells_of, checks, refuted
 
 from actors.memslots import EEXIST, EINVAL, Memslots, Region, Slot, Updater, kvm_set_memory_region, region
 from actors.slot_readers import ShadowMmu
 from actors.slot_versions import FUNCTIONS
 from actors.vm import Vm
 from racevisor.commands.output import reenact
-from racevisor.explore import Verdict, cases, explore, explore_case
+from racevisor.explore import cases, explore_case
 from racevisor.memory import MODELS
-from racevisor.scenario import Case
-from racevisor.strategies.audit import Audit
 from racevisor.strategies.random_walk import RandomWalk
 from racevisor.world import World
+
+one = cells_of("memslot_deletion")
 
 SETUPS = [*cases("memslot_deletion")[0].scenario.setups]
 
 
-def refuted(wanted: list[Case]) -> list[str]:
-    def words(verdict: Verdict) -> str:
-        found = f"{verdict.found} ({verdict.verdict})"
-        return f"{verdict.variant}/{verdict.setup}/{verdict.memory}: claimed {verdict.claimed}, found {found}"
-
-    return [words(verdict) for verdict in explore(wanted, jobs=2) if not verdict.confirmed]
-
-
-def one(variant: str, setup: str, memory: str = "sc", vcpus: int | None = None) -> Case:
-    (case,) = cases("memslot_deletion", [variant], [setup], [memory], vcpus)
-    return case
-
-
-def checks(verdict: Verdict) -> set[str]:
-    assert verdict.witness is not None
-    return {violation.check for violation in verdict.witness.violations}
-
-
 def test_every_claim_holds_when_stores_are_visible_at_once() -> None:
-    assert refuted(cases("memslot_deletion", memories=["sc"])) == []
+    assert refuted(cases("memslot_deletion", memories=["sc"]), jobs=2) == []
 
 
 @pytest.mark.parametrize("memory", ["tso", "pso"])
 def test_the_claims_of_the_historical_versions_and_of_the_barrier_mutant_hold_with_store_buffers(memory: str) -> None:
     versions = ["before", "after", "swap_first", "today", "M-M19"]
-    assert refuted(cases("memslot_deletion", versions, memories=[memory])) == []
+    assert refuted(cases("memslot_deletion", versions, memories=[memory]), jobs=2) == []
 
 
 @pytest.mark.parametrize(
@@ -169,24 +152,13 @@ def test_the_patch_holds_with_two_vcpus(setup: str) -> None:
     assert (verdict.found, verdict.verdict) == ("Never", "exhausted")
 
 
-def test_source_dpor_and_the_stateful_search_agree_where_both_can_finish() -> None:
+def test_optimal_dpor_and_the_stateful_search_agree_where_both_can_finish() -> None:
     for variant, setup in (("after", "create"), ("swap_first", "get_log"), ("M-M9", "two_updaters"), ("after", "no_memory")):
-        case = one(variant, setup)
-        by_traces = explore_case(case, strategy="optimal", to_the_end=True)
-        by_states = explore_case(case, to_the_end=True)
-        assert by_traces.verdict == by_states.verdict == "exhausted"
-        assert by_traces.found == by_states.found
-        assert set(by_traces.outcomes) == set(by_states.outcomes)
+        assert_traces_and_states_agree(one(variant, setup), "optimal")
 
 
 @pytest.mark.parametrize("setup", SETUPS)
 def test_every_schedule_runs_twice_the_same(setup: str) -> None:
     for variant in ("before", "after", "today", "M-M7"):
         for memory in MODELS:
-            case = one(variant, setup, memory)
-            world = case.world()
-            strategy = Audit(RandomWalk(1, 2), case.world)
-            run = 0
-            while strategy.end(world.run(strategy, run)):
-                run += 1
-            world.close()
+            audit(one(variant, setup, memory), runs=2)

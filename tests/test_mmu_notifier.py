@@ -1,37 +1,20 @@
 """The mmu notifier patch: every version of it does what the kernel's history says, set-up by set-up."""
 
 import pytest
+from claims import assert_traces_and_states_agree, audit, cells_of, checks, refuted
 
 from actors.actor import Cell
 from actors.mmu import MmuPcpu
 from actors.ops import CALL_QUEUED, IN_GUEST, IPI_PENDING, IRQS_OFF, RMW
-from racevisor.explore import Verdict, cases, explore, explore_case
+from racevisor.explore import cases, explore_case
 from racevisor.memory import MODELS
-from racevisor.scenario import Case
-from racevisor.strategies.audit import Audit
 from racevisor.strategies.random_walk import RandomWalk
 from racevisor.words import words
 
+one = cells_of("mmu_notifier")
+
 #: with an invalidation that never ends, and a fault that never gets through: the slowest to learn
 QUICK = ("munmap", "reclaim", "prefetch", "huge", "twice", "aging", "ksm", "invlpg", "new_slot")
-
-
-def one(variant: str, setup: str, memory: str = "sc", vcpus: int | None = None) -> Case:
-    (case,) = cases("mmu_notifier", [variant], [setup], [memory], vcpus)
-    return case
-
-
-def checks(verdict: Verdict) -> list[str]:
-    assert verdict.witness is not None, f"{verdict.variant}/{verdict.setup}: nothing bad was found"
-    return [violation.check for violation in verdict.witness.violations]
-
-
-def refuted(wanted: list[Case]) -> list[str]:
-    def words(verdict: Verdict) -> str:
-        found = f"{verdict.found} ({verdict.verdict})"
-        return f"{verdict.variant}/{verdict.setup}/{verdict.memory}: claimed {verdict.claimed}, found {found}"
-
-    return [words(verdict) for verdict in explore(wanted) if not verdict.confirmed]
 
 
 def test_every_claim_holds_when_stores_are_visible_at_once() -> None:
@@ -97,7 +80,9 @@ def test_the_second_to_take_a_page_away_frees_it_before_the_first_has_flushed() 
 def test_a_missing_flush_of_aging_is_a_use_after_free_only_where_the_accessed_bit_is_emulated() -> None:
     """With a real accessed bit the spte stays, so that the next callback knows that there is something to flush."""
     assert explore_case(one("N-M24", "aging")).found == "Never"
-    assert checks(explore_case(one("N-M24e", "aging"))) == ["N-I1"]
+    witness = explore_case(one("N-M24e", "aging")).witness
+    assert witness is not None
+    assert [violation.check for violation in witness.violations] == ["N-I1"]
 
 
 def test_the_write_barrier_of_range_end_matters_without_mmu_lock_and_not_on_x86() -> None:
@@ -121,24 +106,14 @@ def test_the_number_of_states_and_end_states_of_the_reference_is_what_it_was() -
 
 def test_optimal_dpor_and_the_stateful_search_agree_where_both_can_finish() -> None:
     for variant, setup in (("fixed", "twice"), ("after", "invlpg"), ("N-M9", "invlpg"), ("N-M16", "new_slot")):
-        by_traces = explore_case(one(variant, setup), strategy="optimal", to_the_end=True)
-        by_states = explore_case(one(variant, setup), to_the_end=True)
-        assert by_traces.verdict == by_states.verdict == "exhausted"
-        assert by_traces.found == by_states.found
-        assert set(by_traces.outcomes) == set(by_states.outcomes)
+        assert_traces_and_states_agree(one(variant, setup), "optimal")
 
 
 @pytest.mark.parametrize("setup", QUICK)
 def test_every_schedule_runs_twice_the_same(setup: str) -> None:
     for variant in ("before", "after", "lockless"):
         for memory in MODELS:
-            case = one(variant, setup, memory)
-            world = case.world()
-            strategy = Audit(RandomWalk(1, 3), case.world)
-            run = 0
-            while strategy.end(world.run(strategy, run)):
-                run += 1
-            world.close()
+            audit(one(variant, setup, memory))
 
 
 def test_a_call_is_answered_when_its_interrupt_is_handled_and_not_before() -> None:

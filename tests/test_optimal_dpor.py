@@ -150,6 +150,7 @@ def compare(program: str, memory: str, monitors: Any = lambda vm: []) -> None:
     for strategy, automata in (
         (OptimalDpor, False),
         (OptimalDpor, True),
+        (SourceDpor, False),
         (SourceDpor, True),
         (SleepSets, False),
         (SleepSets, True),

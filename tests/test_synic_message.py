@@ -1,28 +1,15 @@
 """The SynIC message patch: what each version does, set-up by set-up, and which check catches which mutant."""
 
 import pytest
+from claims import audit, cells_of, refuted
 
-from racevisor.explore import Verdict, cases, explore, explore_case
+from racevisor.explore import cases, explore_case
 from racevisor.memory import MODELS
-from racevisor.scenario import Case
-from racevisor.strategies.audit import Audit
-from racevisor.strategies.random_walk import RandomWalk
+
+one = cells_of("synic_message")
 
 IN_VCPU = ["before", "after", "today", "S-M4", "S-M9", "S-M11", "S-7c", "S-7d"]
 BESIDE = ["tlfs", "S-M1", "S-M2", "S-M3"]
-
-
-def refuted(wanted: list[Case]) -> list[str]:
-    def words(verdict: Verdict) -> str:
-        found = f"{verdict.found} ({verdict.verdict})"
-        return f"{verdict.variant}/{verdict.setup}/{verdict.memory}: claimed {verdict.claimed}, found {found}"
-
-    return [words(verdict) for verdict in explore(wanted) if not verdict.confirmed]
-
-
-def one(variant: str, setup: str, memory: str = "sc") -> Case:
-    (case,) = cases("synic_message", [variant], [setup], [memory])
-    return case
 
 
 def caught(variant: str, setup: str, memory: str = "sc") -> set[str]:
@@ -108,10 +95,4 @@ def test_the_number_of_states_and_the_end_states_of_the_reference_are_what_they_
 def test_every_schedule_runs_twice_the_same(setup: str) -> None:
     for variant in ("before", "S-M1"):
         for memory in MODELS:
-            case = one(variant, setup, memory)
-            world = case.world()
-            strategy = Audit(RandomWalk(1, 3), case.world)
-            run = 0
-            while strategy.end(world.run(strategy, run)):
-                run += 1
-            world.close()
+            audit(one(variant, setup, memory))

@@ -1,11 +1,13 @@
 """The vCPU loop's duels: every order of accesses that KVM had, and every one it must not have, does what its history says."""
 
 import pytest
+from claims import cells_of, checks
 
 from racevisor.commands.output import reenact
 from racevisor.explore import Verdict, cases, explore, explore_case
 from racevisor.memory import MODELS
-from racevisor.scenario import Case
+
+one = cells_of("vcpu_requests")
 
 #: what each version or mutant breaks where it is not Never: the first bad outcome that a search meets, by set-up
 CAUGHT = {
@@ -46,16 +48,6 @@ STORE_LOAD = [
 ]
 
 
-def one(variant: str, setup: str, memory: str = "sc") -> Case:
-    (case,) = cases("vcpu_requests", [variant], [setup], [memory])
-    return case
-
-
-def broken(verdict: Verdict) -> set[str]:
-    assert verdict.witness is not None
-    return {violation.check for violation in verdict.witness.violations}
-
-
 def labels(verdict: Verdict, channel: str) -> list[str]:
     assert verdict.witness is not None
     return [label for name, label in verdict.witness.schedule if name == channel]
@@ -74,7 +66,7 @@ def test_every_claim_holds(memory: str) -> None:
 
 def test_each_wrong_order_is_caught_by_the_check_that_is_about_it() -> None:
     """A lost kick is found as a lost kick, not as something that happens on the way."""
-    found = {(variant, setup): broken(explore_case(one(variant, setup))) for variant, setup in CAUGHT}
+    found = {(variant, setup): checks(explore_case(one(variant, setup))) for variant, setup in CAUGHT}
     assert found == CAUGHT
 
 
@@ -82,7 +74,7 @@ def test_each_wrong_order_is_caught_by_the_check_that_is_about_it() -> None:
 def test_a_missing_full_barrier_is_harmless_until_stores_are_late(variant: str, setup: str, check: str) -> None:
     """smp_wmb() instead of it, as in 2008, is as good as none."""
     assert explore_case(one(variant, setup)).found == "Never"
-    assert broken(explore_case(one(variant, setup, "tso"))) == {check}
+    assert checks(explore_case(one(variant, setup, "tso"))) == {check}
 
 
 def test_x86_hides_the_write_barrier_of_a_request() -> None:
@@ -133,7 +125,7 @@ def test_irqs_go_off_after_mode_in_the_old_order() -> None:
     case = one("V-M8_sync", "entry")
     assert explore_case(case).found == "Never"
     case.variant = type(case.variant)(case.variant.about, case.variant.replaces)
-    assert broken(explore_case(case)) == {"V-I2"}
+    assert checks(explore_case(case)) == {"V-I2"}
 
 
 def test_the_states_of_todays_loop_are_what_they_were() -> None:

@@ -9,6 +9,7 @@ Small bounds find most bugs, and a bound is no proof: `cut` says whether anythin
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 from racevisor.classes import TraceKeys
@@ -29,7 +30,7 @@ class _Node:
         self.spent = spent  # before this step
 
 
-class _Bounded:
+class _Bounded(ABC):
     """Depth first, one execution per schedule, each run from the start.
 
     `exhausted` is True if the search is finished and neither this bound nor the step bound kept anything from it: then it ran
@@ -163,9 +164,9 @@ class _Bounded:
             place = self._places[one] = (self._rows[one.thread], one.kind, one.name)
         return place
 
+    @abstractmethod
     def _costs(self, ready: list[Channel]) -> Iterator[tuple[Channel, int]]:
         """Each entity that can move, with what moving it now costs; rising."""
-        raise NotImplementedError
 
 
 class DelayBounded(_Bounded):

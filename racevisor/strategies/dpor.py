@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from typing import Generic, NamedTuple, TypeVar
 
 from actors.ops import may_write
-from racevisor.dependence import NOTHING, Access, HappensBefore, independent
+from racevisor.dependence import NOTHING, Access, HappensBefore, access_of, independent
 from racevisor.errors import NotDeterministic
 from racevisor.step import CHOICE
 from racevisor.world import Channel, Execution, World
@@ -74,6 +74,14 @@ class Stateless(ABC, Generic[N]):
     @abstractmethod
     def leave(self, node: N, depth: int) -> Channel | None:
         """All that begins with the node's present head is explored: the next one, or None if the node is done with."""
+
+    def asleep(self) -> Sleep:
+        """What sleeps in the state that the path has come to."""
+        if not self.nodes or not self.nodes[-1].sleep:
+            return {}
+        assert self.world is not None
+        node = self.nodes[-1]
+        return inherited(node.sleep, node.channel, access_of(node.channel, self.world.steps[-1]))
 
     # ---- the verbs --------------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ up many more half way.
 from __future__ import annotations
 
 from racevisor.dependence import access_of
-from racevisor.strategies.dpor import Node, Sleep, Stateless, inherited
+from racevisor.strategies.dpor import Node, Sleep, Stateless
 from racevisor.world import Channel
 
 
@@ -29,12 +29,7 @@ class SleepSets(Stateless[_Node]):
     """Exhaustive, for small programs."""
 
     def plan(self, movable: list[Channel]) -> _Node | None:
-        assert self.world is not None
-        nodes = self.nodes
-        sleep: Sleep = {}
-        if nodes and nodes[-1].sleep:
-            taken = nodes[-1].channel
-            sleep = inherited(nodes[-1].sleep, taken, access_of(taken, self.world.steps[-1]))
+        sleep = self.asleep()
         awake = [channel for channel in movable if channel not in sleep]
         return _Node(awake[0], sleep, awake[1:]) if awake else None
 

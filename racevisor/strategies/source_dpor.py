@@ -14,8 +14,8 @@ algorithm 1.  Where this differs from the page:
 
 from __future__ import annotations
 
-from racevisor.dependence import access_of, process
-from racevisor.strategies.dpor import Node, Reversal, Reversing, Sleep, inherited
+from racevisor.dependence import process
+from racevisor.strategies.dpor import Node, Reversal, Reversing, Sleep
 from racevisor.world import Channel
 
 
@@ -37,12 +37,7 @@ class SourceDpor(Reversing[_Node]):
 
     def plan(self, movable: list[Channel]) -> _Node | None:
         """The first head that does not sleep."""
-        assert self.world is not None
-        nodes = self.nodes
-        sleep: Sleep = {}
-        if nodes and nodes[-1].sleep:
-            taken = nodes[-1].channel
-            sleep = inherited(nodes[-1].sleep, taken, access_of(taken, self.world.steps[-1]))
+        sleep = self.asleep()
         channel = next((c for c in movable if c not in sleep), None)
         return None if channel is None else _Node(channel, sleep)
 
