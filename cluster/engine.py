@@ -1,373 +1,492 @@
-"""One simulated actor, live: the cells that it owns, its coroutine, the stores that it has posted.  No Ray in here.
+"""One virtual machine, live, as far as one host holds it: the cells, the threads and their posted stores.  No Ray in here.
 
-An engine reacts to frames and never waits: it applies the messages, runs its own thread as far as that goes without an answer
-from elsewhere, and sends what came of it, one frame to each host.  Every step is logged by the host where it takes effect,
-with a Lamport clock, under the channel and in the words of the World; sorted by (clock, host) the logs of all hosts are one
-execution of the World.  The places where that could break say so.
+An engine never waits.  It takes messages in, gives each of its threads that can go on one step at a time, in turn, and leaves
+what there is to say to other hosts in its outbox.  An access to a cell that lives here takes effect at once; any other is a
+message to the cell's host, and its answer lets the thread go on.  Every step is recorded by the host where it takes effect,
+with a Lamport clock; sorted by (clock, host) the records of all hosts are one execution of the World.  The places where that
+could break say so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Sequence
 from random import Random
 from typing import Any
 
-import msgpack
-
 from actors.actor import Actor, Cell
-from actors.ops import AWAIT, RMW, Code, Op, Order, apply, describe
-from cluster.messages import Access, Answer, Continue, Flush, Flushed, Frame, FrameError, Ipi, Message, decode, encode
-from cluster.transport import Transport
+from actors.ops import AWAIT, AWAITED, RMW, Code, Op, Order
+from cluster.messages import ACCESS, ANSWER, FLUSH, FLUSHED, IPI, FrameError, Message, name_of
+from cluster.words import words
+from racevisor import step
 from racevisor.automata import resume
-from racevisor.errors import RacevisorError
 from racevisor.events import EventLog
-from racevisor.memory import Posted, StoreBuffer, buffer_name
+from racevisor.memory import StoreBuffer
 from racevisor.scenario import Case
-from racevisor.step import CHOICE, IPI, STORE_BUFFER, THREAD, label
+
+#: One step as it is recorded: (clock, kind, thread, code, cell or physical CPU, value left behind, result).
+Record = tuple[int, int, int, int, int, Any, Any]
+
+_LOAD, _STORE, _RMW, _FENCE, _AWAIT, _SEND, _CHOOSE = (
+    int(Code.LOAD), int(Code.STORE), int(Code.RMW), int(Code.FENCE), int(Code.AWAIT), int(Code.SEND), int(Code.CHOOSE),
+)  # fmt: skip
+_WRITE = Order.WRITE
+
+#: With noise, how many turns at most a thread waits before it sets out.
+STAGGER = 8
+
+
+class Runner:
+    """A thread of this host: its coroutine and where it stands."""
+
+    __slots__ = (
+        "actor", "bounded", "buffer", "choices", "coroutine", "draining", "held", "held_store", "index", "op", "rolled",
+        "rolled_store", "send", "stalled", "taken", "waiting",
+    )  # fmt: skip
+
+    def __init__(self, actor: Actor, index: int, memory: str) -> None:
+        self.actor = actor
+        self.index = index
+        self.buffer = StoreBuffer(memory) if memory != "sc" else None
+        self.coroutine: Any = None
+        self.clear()
+
+    def clear(self) -> None:
+        """Not begun."""
+        self.send: Any = None
+        self.op: Op | None = None
+        self.waiting = False  # for the answer to `op`
+        self.stalled = False  # until posted stores have left
+        self.bounded = False
+        self.draining = False  # among the threads whose posted stores may leave
+        self.taken = 0
+        # Noise: for how many turns the next step, or the next posted store, stays; and whether the dice were thrown for it.
+        self.held = self.held_store = 0
+        self.rolled = self.rolled_store = False
+        self.choices: Random | None = None
+        if self.buffer is not None:
+            self.buffer.clear()
 
 
 class Engine:
-    """The live runtime of the actor `name` of a case.  Every engine builds the whole machine, and believes its own cells only."""
+    """The actors of a case that are placed on host `me`: `place` tells the host of each actor of the machine, by number."""
 
     def __init__(
         self,
         case: Case,
-        name: str,
-        run: str,
-        transport: Transport,
+        place: Sequence[int],
+        me: int,
         *,
         seed: int | str = 0,
         noise: float = 0.0,
+        recording: bool = True,
+        gated: bool = False,
         events: EventLog | None = None,
     ) -> None:
         self.vm = case.vm()
-        self.run = run
-        self.transport = transport
+        self.place = tuple(place)
+        self.me = me
         self.seed = seed
         self.noise = noise
+        self.recording = recording
+        self.gated = gated
         self.events = events
         self.memory = case.memory
         self.max_steps = case.max_steps
-        self.hosts = {actor.name: i for i, actor in enumerate(self.vm.actors)}
         self.names = [actor.name for actor in self.vm.actors]
-        self.owner = [self.hosts[cell.owner.name] for cell in self.vm.cells]
-        self.actor: Actor = self.vm.by_name[name]
-        self.name = name
-        self.me = self.hosts[name]
-        self.cells = [cell for cell in self.vm.cells if cell.owner is self.actor]
-        self.deliver_ipi = {self.hosts[pcpu.name]: pcpu.deliver_ipi for pcpu in self.vm.pcpus}
-        self.buffer = StoreBuffer(case.memory) if case.memory != "sc" else None
-        self.coroutine: Any = None
+        numbers = {name: i for i, name in enumerate(self.names)}
+        self.numbers = numbers
+        self.actor_of = [numbers[cell.owner.name] for cell in self.vm.cells]
+        self.host_of = [self.place[actor] for actor in self.actor_of]
+        self.actors = [actor for actor, host in zip(self.vm.actors, self.place, strict=True) if host == me]
+        self.cells = [cell for cell in self.vm.cells if self.host_of[cell.index] == me]
+        self.deliver_ipi = {numbers[pcpu.name]: pcpu.deliver_ipi for pcpu in self.vm.pcpus}
+        self.runners: dict[int, Runner] = {}
+        for actor in self.actors:
+            coroutine = actor.run()
+            if coroutine is not None:
+                coroutine.close()
+                self.runners[numbers[actor.name]] = Runner(actor, numbers[actor.name], case.memory)
         self.round = -1
         self._clear()
 
     def _clear(self) -> None:
-        self.send: Callable[[Any], Op] | None = None
-        self.op: Op | None = None
-        self.waiting = False  # for the answer to `op`
-        self.bounded = False
-        self.failure: tuple[str, str] | None = None  # (kind, text) of the first thing that went wrong
-        self.taken = 0  # ops that the own thread executed
-        self.sent = self.received = 0  # frames of this round, those to itself among them
-        self.said = 0  # messages in the frames sent
         self.clock = 0
-        self.log: list[tuple[int, str, str]] = []
+        self.said = 0  # messages between actors, those within this host among them
+        self.crossed = 0  # those that left this host
+        self.log: list[Record] = []
+        self.ready: deque[Runner] = deque()
+        self.draining: deque[Runner] = deque()
         self.outbox: dict[int, list[Message]] = {}
-        self.waiters: dict[int, list[tuple[int, Op]]] = {}  # by cell: (thread, op) in order of arrival
-        # Noise: how often to go round before the next own step, or before the next posted store leaves; and whether the dice
-        # were thrown for it already.
-        self.hold_step = self.hold_flush = 0
-        self.rolled_step = self.rolled_flush = False
-        self.going_round = False
+        self.waiters: dict[int, list[tuple[int, str, Any, Any]]] = {}  # by cell: (thread, fn, a, b) in order of arrival
+        self.flying: dict[tuple[int, int], int] = {}  # gated: IPIs that may arrive, by (thread, physical CPU)
+        # What the driver's count needs: parts by host, and whether there is news for it.
+        self.sent: dict[int, int] = {}
+        self.received: dict[int, int] = {}
+        self.stirred = False
+        self.moving = -1  # the thread that runs, for errors
+        # Gated: how much of the log the driver knows, why the head that it granted cannot move, the answer it wants of a choice.
+        self.told = 0
+        self.refused = ""
+        self.answer = -1
 
-    # ---- what a host asks ---------------------------------------------------------------------------------------------------
+    # ---- one round ------------------------------------------------------------------------------------------------------------
+
+    @property
+    def busy(self) -> bool:
+        """Is there a step that could be taken now?"""
+        return bool(self.ready or self.draining) and not self.gated
 
     def begin(self, round_: int) -> None:
-        """Start a round.  A frame of that round that comes first has the same effect, so nobody waits for all to be ready."""
+        """Start a round.  A message of that round that comes first has the same effect, so nobody waits for all to be ready."""
+        if round_ <= self.round:
+            return
+        self.close()
+        for cell in self.cells:
+            cell.value = cell.init
+        for actor in self.actors:
+            actor.reset()
+        self._clear()
+        self.round = round_
+        self.random = Random(f"{self.seed}:{round_}:{self.me}")
+        self.stirred = True
+        for runner in self.runners.values():
+            runner.clear()
+            coroutine = runner.actor.run()
+            runner.coroutine = coroutine
+            runner.send = coroutine.send  # type: ignore[union-attr]
+            if self.noise:  # in one host threads would otherwise set out in step
+                runner.held, runner.rolled = self.random.randrange(STAGGER), True
+            self._advance(runner, None)
+
+    def take(self, sender: int, round_: int, clock: int, messages: Sequence[Message]) -> None:
+        """What another host said.  A late round's words are dropped; FrameError if it says what it may not."""
+        if round_ < self.round:
+            return
         if round_ > self.round:
-            self._guard(self._start, round_)
+            self.begin(round_)
+        self.stirred = True
+        self.received[sender] = self.received.get(sender, 0) + 1
+        self.clock = max(self.clock, clock)
+        for one in messages:
+            tag = one[0]
+            if tag == ACCESS:
+                _, thread, index, code, fn, a, b = one
+                self._peer(sender, thread)
+                self._serve(sender, thread, self._mine(sender, index), code, fn, a, b)
+            elif tag == ANSWER:
+                runner = self.runners.get(one[1])
+                if runner is None or not runner.waiting:
+                    raise FrameError(
+                        f"a frame of {name_of(sender)} answers thread {one[1]} of {name_of(self.me)}, which asked nothing"
+                    )
+                self._advance(runner, one[2])
+            elif tag == FLUSH:
+                _, thread, index, value = one
+                self._peer(sender, thread)
+                self._land(thread, self._mine(sender, index), value)
+                self._post(sender, (FLUSHED, thread, index))
+            elif tag == FLUSHED:
+                self._flushed(sender, one[1], one[2])
+            elif tag == IPI:
+                _, thread, pcpu = one
+                self._peer(sender, thread)
+                self._arrive(sender, thread, pcpu)
+            else:
+                raise FrameError(
+                    f"a frame of {name_of(sender)} holds a message that only the driver may send, or get: {one!r:.80}"
+                )
 
-    def deliver(self, data: bytes) -> None:
-        """Handle one frame."""
-        self._guard(self._handle, data)
+    def turn(self) -> None:
+        """One step for each thread that can go on, one for each store buffer that something may leave."""
+        # Stores posted in this turn stay until the next one: their thread may take a step past them first.
+        stores = len(self.draining)
+        for _ in range(len(self.ready)):
+            self.move(self.ready.popleft())
+        for _ in range(stores):
+            self._drain(self.draining.popleft())
 
-    def probe(self) -> tuple[int, int, int, bool, tuple[str, str] | None]:
-        """(round, frames sent, frames received, does nothing seem to be left to do here?, failure)."""
-        at_rest = self.op is None or self.bounded or (self.waiting and self.op.code == Code.AWAIT)
-        in_buffer = self.buffer is not None and bool(self.buffer.entries)
-        return self.round, self.sent, self.received, at_rest and not in_buffer, self.failure
-
-    def report(self) -> bytes:
-        """What this host saw and holds, as `cluster.parity.Report`: the log, the cells, the actor's private state."""
-        cells = [(cell.index, cell.value) for cell in self.cells]
-        state = [(name, getattr(self.actor, name)) for name in self.actor.state]
-        try:
-            data: bytes = msgpack.packb([self.log, cells, state, self.bounded, self.said])
-        except (TypeError, ValueError, OverflowError) as error:
-            raise FrameError(f"{self.name} has a value that cannot travel: {error}: {cells} {state}") from error
-        return data
+    def report(self) -> Message:
+        """What this host saw and holds: (log, cells, state, bounded, said, crossed), cells and state where they changed."""
+        cells = tuple((cell.index, cell.value) for cell in self.cells if cell.value != cell.init)
+        state = tuple(
+            (self.numbers[actor.name], name, getattr(actor, name))
+            for actor in self.actors
+            for name, value in actor.state.items()
+            if getattr(actor, name) != value
+        )
+        bounded = any(runner.bounded for runner in self.runners.values())
+        return (tuple(self.log), cells, state, bounded, self.said, self.crossed)
 
     def close(self) -> None:
-        """Drop the suspended coroutine."""
-        if self.coroutine is not None:
-            self.coroutine.close()
-            self.coroutine = None
-        self.actor.close()
+        """Drop the suspended coroutines."""
+        for runner in self.runners.values():
+            if runner.coroutine is not None:
+                runner.coroutine.close()
+                runner.coroutine = None
+        for actor in self.actors:
+            actor.close()
 
-    # ---- one round ----------------------------------------------------------------------------------------------------------
+    # ---- what a peer may say --------------------------------------------------------------------------------------------------
 
-    def _guard(self, action: Callable[[Any], None], argument: Any) -> None:
-        # Nobody waits for what a frame does, so an error must not be lost: the next probe takes it home.
-        try:
-            action(argument)
-            self._settle()
-        except RacevisorError as error:
-            self.failure = self.failure or (type(error).__name__, str(error))
-        except Exception as error:
-            where = error.__traceback__
-            while where is not None and where.tb_next is not None:
-                where = where.tb_next
-            line = f"{where.tb_frame.f_code.co_name}, line {where.tb_lineno}" if where is not None else "?"
-            self.failure = self.failure or ("", f"{self.name} raised {type(error).__name__} in {line}: {error}")
+    def _mine(self, sender: int, index: int) -> Cell:
+        if not 0 <= index < len(self.host_of) or self.host_of[index] != self.me:
+            raise FrameError(f"a frame of {name_of(sender)} wants cell {index}, which {name_of(self.me)} does not hold")
+        return self.vm.cells[index]
 
-    def _start(self, round_: int) -> None:
-        self.close()
-        self.vm.reset()
-        self._clear()
-        if self.buffer is not None:
-            self.buffer.clear()
-        self.round = round_
-        self.random = Random(f"{self.seed}:{round_}:{self.name}")
-        coroutine = self.actor.run()
-        if coroutine is not None:
-            self.coroutine = coroutine
-            self.send = coroutine.send
-            self._advance(None)
-
-    def _handle(self, data: bytes) -> None:
-        frame = decode(data)
-        if frame.run != self.run or frame.round < self.round:
-            return  # a stranger's, or late
-        if frame.round > self.round:
-            self._start(frame.round)
-        self.received += 1
-        self.clock = max(self.clock, frame.clock)
-        for one in frame.messages:
-            self._receive(frame, one)
-
-    def _receive(self, frame: Frame, one: Message) -> None:
-        match one:
-            case Access(thread, cell, code, fn, a, b, order):
-                op = Op(Code(code), self._mine(frame, cell), fn, a, b, Order(order))
-                self._access(self._peer(frame, thread), op)
-            case Answer(_, value):
-                if not self.waiting:
-                    raise FrameError(f"a frame of {frame.sender} answers {self.name}, which asked nothing")
-                self._advance(value)
-            case Flush(thread, cell, value):
-                self._flush(self._peer(frame, thread), self._mine(frame, cell), value)
-                self._post(thread, Flushed(thread, cell))
-            case Flushed(_, cell):
-                self._flushed(frame, cell)
-            case Ipi(thread, _):
-                self._ipi(self._peer(frame, thread))
-            case Continue():
-                self._continue()
-
-    def _mine(self, frame: Frame, cell: int) -> Cell:
-        if not 0 <= cell < len(self.owner) or self.owner[cell] != self.me:
-            raise FrameError(f"a frame of {frame.sender} wants cell {cell}, which {self.name} does not own")
-        return self.vm.cells[cell]
-
-    def _peer(self, frame: Frame, thread: int) -> int:
-        if not 0 <= thread < len(self.names) or self.names[thread] != frame.sender:
-            raise FrameError(f"a frame of {frame.sender} speaks for thread {thread}")
-        return thread
-
-    def _settle(self) -> None:
-        """Run the own thread and its posted stores as far as they go, then send."""
-        while self.failure is None:
-            self._run_thread()
-            if not self._pump():
-                break
-        outbox, self.outbox = self.outbox, {}
-        for host, messages in outbox.items():
-            # The clock of the frame is the latest one, so it is not before any step that its messages follow from.
-            frame = encode(self.run, self.round, self.name, self.clock, messages)
-            self.sent += 1
-            self.said += len(messages)
-            self.transport.send(host, frame)
+    def _peer(self, sender: int, thread: int) -> None:
+        if not 0 <= thread < len(self.place) or self.place[thread] != sender:
+            raise FrameError(f"a frame of {name_of(sender)} speaks for thread {thread}, which it does not hold")
 
     def _post(self, host: int, one: Message) -> None:
-        self.outbox.setdefault(host, []).append(one)
+        self.said += 1
+        self.crossed += 1
+        outbox = self.outbox.get(host)
+        if outbox is None:
+            self.outbox[host] = [one]
+        else:
+            outbox.append(one)
 
-    def _log(self, kind: int, channel: str, op: Op, cell: Cell | None, after: Any, result: Any, posted: bool = False) -> None:
+    def _record(self, kind: int, thread: int, code: int, where: int, after: Any, result: Any) -> None:
         self.clock += 1
-        words = label(kind, op, cell, after, result, posted)
-        self.log.append((self.clock, channel, words))
-        if self.events is not None and self.events.debugging:
-            self._event("step", channel=channel, label=words)
+        if self.recording:
+            self.log.append((self.clock, kind, thread, code, where, after, result))
+        if self.events is not None:
+            self._tell(thread, "step", words(self.vm, self.memory, (self.clock, kind, thread, code, where, after, result)))
 
-    def _event(self, event: str, **fields: Any) -> None:
+    def _tell(self, thread: int, event: str, fields: dict[str, Any]) -> None:
         assert self.events is not None
-        where = {"round": self.round, "actor": self.name, "step": len(self.log) - 1, "clock": self.clock}
+        where = {"round": self.round, "actor": self.names[thread], "step": len(self.log) - 1, "clock": self.clock}
         self.events.debug(event, **{**fields, **where})
 
-    # ---- the own thread -----------------------------------------------------------------------------------------------------
+    # ---- threads --------------------------------------------------------------------------------------------------------------
 
-    def _run_thread(self) -> None:
-        while self.op is not None and not self.waiting and not self.bounded and self.failure is None:
-            if self.hold_step or self._defer_step():
+    def move(self, runner: Runner) -> None:
+        """Let the thread take its next step, if it may."""
+        op = runner.op
+        assert op is not None
+        if self.noise:
+            if not runner.rolled:
+                runner.rolled = True
+                runner.held = self._dice()
+            if runner.held:
+                runner.held -= 1
+                self.ready.append(runner)
                 return
-            op = self.op
-            if self.buffer is not None and not self.buffer.allows(op):
-                return  # until the stores it has to wait for are acknowledged
-            if self.taken >= self.max_steps:
-                self.bounded = True
-                return
-            self.rolled_step = False
-            self.taken += 1
-            self._execute(op)
-
-    def _execute(self, op: Op) -> None:
-        code, cell, buffer = op.code, op.cell, self.buffer
-        if code == Code.CHOOSE:
-            answer = self.random.randrange(op.a)
-            self._log(CHOICE, f"{self.name}?{answer}", op, None, None, answer)
-            self._advance(answer)
-        elif code == Code.FENCE:
-            if op.order == Order.WRITE and buffer is not None:
-                buffer.wmb()
-            self._log(THREAD, self.name, op, None, None, None)
-            self._advance(None)
-        elif code == Code.SEND:
-            self._log(THREAD, self.name, op, None, None, None)
-            self._post(self.hosts[op.a], Ipi(self.me, self.hosts[op.a]))
-            self._advance(None)
-        else:
-            assert cell is not None
-            if code == Code.STORE and buffer is not None:
+        buffer = runner.buffer
+        if buffer is not None and buffer.entries and not buffer.allows(op):
+            runner.stalled = True
+            return
+        if runner.taken >= self.max_steps:
+            runner.bounded = True
+            return
+        runner.rolled = False
+        runner.taken += 1
+        code, cell = op.code, op.cell
+        if cell is None:
+            self._alone(runner, op)
+            return
+        if buffer is not None:
+            if code == _STORE:
                 buffer.post(op)
-                self._log(THREAD, self.name, op, cell, None, None, posted=True)
-                self._advance(None)
+                self._record(step.THREAD, runner.index, _STORE, cell.index, op.a, None)
+                if not runner.draining:
+                    runner.draining = True
+                    self.draining.append(runner)
+                self._advance(runner, None)
                 return
-            entry = buffer.forward(cell) if code == Code.LOAD and buffer is not None and buffer.entries else None
-            if entry is not None and not entry.sent:
-                # In flight it may have landed already, and another's store after it: then this load would have read the past.
-                # Behind it on the same channel, the load arrives after the store and reads what memory holds.
-                self._log(THREAD, self.name, op, cell, entry.value, entry.value)
-                self._advance(entry.value)
-                return
-            self.waiting = True
-            owner = self.owner[cell.index]
-            if owner == self.me:
-                self._access(self.me, op)
-            else:
-                self._post(owner, Access(self.me, cell.index, int(code), op.fn, op.a, op.b, int(op.order)))
+            if code == _LOAD and buffer.entries:
+                entry = buffer.forward(cell)
+                if entry is not None and not entry.sent:
+                    # In flight it may have landed already, and another's store after it: then this load would have read the
+                    # past.  Behind it on the same channel, the load arrives after the store and reads what memory holds.
+                    self._record(step.THREAD, runner.index, _LOAD, cell.index, None, entry.value)
+                    self._advance(runner, entry.value)
+                    return
+        host = self.host_of[cell.index]
+        if host != self.me:
+            runner.waiting = True
+            self._post(host, (ACCESS, runner.index, cell.index, int(code), op.fn, op.a, op.b))
+            return
+        runner.waiting = True
+        self._serve(self.me, runner.index, cell, code, op.fn, op.a, op.b)
 
-    def _advance(self, value: Any) -> None:
+    def _alone(self, runner: Runner, op: Op) -> None:
+        """An op without a cell: a choice, a barrier, an IPI sent."""
+        code = op.code
+        if code == _CHOOSE:
+            if runner.choices is None:
+                runner.choices = Random(f"{self.seed}:{self.round}:{runner.actor.name}")
+            answer = self.answer if self.answer >= 0 else runner.choices.randrange(op.a)
+            self._record(step.CHOICE, runner.index, _CHOOSE, -1, None, answer)
+            self._advance(runner, answer)
+            return
+        if code == _FENCE:
+            if op.order == _WRITE and runner.buffer is not None:
+                runner.buffer.wmb()
+            self._record(step.THREAD, runner.index, _FENCE, -1, int(op.order), None)
+        else:
+            pcpu = self.numbers.get(op.a, -1)
+            if pcpu not in self.deliver_ipi:
+                raise ValueError(f"{runner.actor.name} sends an IPI to {op.a!r}, which is no physical CPU")
+            self._record(step.THREAD, runner.index, _SEND, pcpu, None, None)
+            host = self.place[pcpu]
+            if host == self.me:
+                self.said += 1
+                self._arrive(host, runner.index, pcpu)
+            else:
+                self._post(host, (IPI, runner.index, pcpu))
+        self._advance(runner, None)
+
+    def _advance(self, runner: Runner, value: Any) -> None:
         """Give the thread its result; it runs to its next op."""
-        self.waiting = False
-        self.op = resume(self.actor, self.send, value)
-        if self.op is None:
-            self.coroutine = None
-        if self.actor.notes:
-            if self.events is not None and self.events.debugging:
-                for event, fields in self.actor.notes:
-                    self._event(event, **fields)
-            self.actor.notes.clear()
+        runner.waiting = False
+        actor = runner.actor
+        self.moving = runner.index
+        op = runner.op = resume(actor, runner.send, value)
+        self.moving = -1
+        if op is None:
+            runner.coroutine = None
+        else:
+            self.ready.append(runner)
+        if actor.notes:
+            if self.events is not None:
+                for event, fields in actor.notes:
+                    self._tell(runner.index, event, fields)
+            actor.notes.clear()
 
-    # ---- the posted stores of the own thread ------------------------------------------------------------------------------
+    # ---- posted stores --------------------------------------------------------------------------------------------------------
 
-    def _pump(self) -> bool:
-        """Send the posted stores that may go; True if one landed in an own cell, so that the thread may go on."""
-        buffer = self.buffer
-        if buffer is None or not buffer.entries or self.hold_flush:
-            return False
-        landed = False
-        for entry in buffer.movable():
-            if entry.sent:
-                continue
-            if self._defer_flush():
-                return landed
-            self.rolled_flush = False
-            if self.owner[entry.cell.index] == self.me:
-                buffer.entries.remove(entry)
-                self._flush(self.me, entry.cell, entry.value)
-                landed = True
-            else:
-                entry.sent = True
-                self._post(self.owner[entry.cell.index], Flush(self.me, entry.cell.index, entry.value))
-        return landed
+    def _drain(self, runner: Runner) -> None:
+        """Let one posted store leave, if one may."""
+        buffer = runner.buffer
+        assert buffer is not None
+        entries = [entry for entry in buffer.movable() if not entry.sent]
+        if not entries:
+            runner.draining = False  # until an acknowledgement makes another one the head
+            return
+        if self.noise:
+            if not runner.rolled_store:
+                runner.rolled_store = True
+                runner.held_store = self._dice()
+            if runner.held_store:
+                runner.held_store -= 1
+                self.draining.append(runner)
+                return
+            runner.rolled_store = False
+        # pso: stores to several cells may leave in any order
+        self.leave(runner, entries[0] if len(entries) == 1 else self.random.choice(entries))
+        if buffer.entries:
+            self.draining.append(runner)
+        else:
+            runner.draining = False
 
-    def _flushed(self, frame: Frame, index: int) -> None:
-        buffer = self.buffer
-        entries: list[Posted] = buffer.entries if buffer is not None else []
+    def leave(self, runner: Runner, entry: Any) -> None:
+        cell = entry.cell
+        host = self.host_of[cell.index]
+        if host == self.me:
+            runner.buffer.entries.remove(entry)  # type: ignore[union-attr]
+            if self.actor_of[cell.index] != runner.index:
+                self.said += 2
+            self._land(runner.index, cell, entry.value)
+            self._unstall(runner)
+        else:
+            entry.sent = True
+            self._post(host, (FLUSH, runner.index, cell.index, entry.value))
+
+    def _flushed(self, sender: int, thread: int, index: int) -> None:
+        runner = self.runners.get(thread)
+        entries = runner.buffer.entries if runner is not None and runner.buffer is not None else []
         for entry in entries:
             if entry.sent and entry.cell.index == index:
                 entries.remove(entry)
-                return
-        raise FrameError(f"a frame of {frame.sender} acknowledges a store that {self.name} did not send: cell {index}")
-
-    # ---- the owner of cells -------------------------------------------------------------------------------------------------
-
-    def _access(self, thread: int, op: Op) -> None:
-        cell = op.cell
-        assert cell is not None
-        if op.code == Code.AWAIT and not AWAIT[op.fn](cell.value, op.a):
-            self.waiters.setdefault(cell.index, []).append((thread, op))
-            return
-        after, result = apply(op, cell.value)
-        self._log(THREAD, self.names[thread], op, cell, after, result)
-        if thread == self.me:
-            self._advance(result)
+                break
         else:
-            self._post(thread, Answer(thread, result))
-        if op.code != Code.LOAD:
+            raise FrameError(
+                f"a frame of {name_of(sender)} acknowledges a store that {name_of(self.me)} did not send:"
+                f" thread {thread}, cell {index}"
+            )
+        assert runner is not None
+        if entries and not runner.draining:
+            runner.draining = True
+            self.draining.append(runner)
+        self._unstall(runner)
+
+    def _unstall(self, runner: Runner) -> None:
+        if runner.stalled:
+            runner.stalled = False
+            self.ready.append(runner)
+
+    # ---- the cells ------------------------------------------------------------------------------------------------------------
+
+    def _serve(self, sender: int, thread: int, cell: Cell, code: int, fn: str, a: Any, b: Any) -> None:
+        """Execute an op on a cell of this host for a thread of host `sender`, now or when its condition holds."""
+        value = cell.value
+        if code == _LOAD:
+            after = result = value
+            self._record(step.THREAD, thread, _LOAD, cell.index, None, value)
+        elif code == _STORE:
+            after, result = a, None
+            self._record(step.THREAD, thread, _STORE, cell.index, a, None)
+        elif code == _RMW:
+            after, result = RMW[fn](value, a, b), value
+            self._record(step.THREAD, thread, _RMW, cell.index, after, value)
+        else:
+            if not AWAIT[fn](value, a):
+                if self.gated:
+                    self.refused = f"{self.names[thread]} waits at {cell.label}, which is {value!r}"
+                self.waiters.setdefault(cell.index, []).append((thread, fn, a, b))
+                return
+            after, result = AWAITED[fn](value, b), value
+            self._record(step.THREAD, thread, _AWAIT, cell.index, after, value)
+        if sender == self.me:
+            if self.actor_of[cell.index] != thread:
+                self.said += 2
+            self._advance(self.runners[thread], result)
+        else:
+            self._post(sender, (ANSWER, thread, result))
+        if code != _LOAD:
             self._write(cell, after)
 
-    def _flush(self, thread: int, cell: Cell, value: Any) -> None:
-        self._log(STORE_BUFFER, buffer_name(self.names[thread], cell, self.memory), cell.load, cell, value, None)
+    def _land(self, thread: int, cell: Cell, value: Any) -> None:
+        self._record(step.STORE_BUFFER, thread, _STORE, cell.index, value, None)
         self._write(cell, value)
 
-    def _ipi(self, thread: int) -> None:
-        op = self.deliver_ipi.get(self.me)
-        if op is None or op.cell is None:
-            raise FrameError(f"{self.names[thread]} sent an IPI to {self.name}, which is no physical CPU")
-        after = RMW[op.fn](op.cell.value, None, None)
-        self._log(IPI, f"{self.names[thread]}=>{self.name}", op, op.cell, after, None)
-        self._write(op.cell, after)
+    def _arrive(self, sender: int, thread: int, pcpu: int) -> None:
+        """An IPI is there; it takes effect at once, unless somebody else says when."""
+        op = self.deliver_ipi.get(pcpu)
+        if op is None or op.cell is None or self.place[pcpu] != self.me:
+            raise FrameError(
+                f"a frame of {name_of(sender)} sends an IPI to {pcpu}, which is no physical CPU of {name_of(self.me)}"
+            )
+        if self.gated:
+            self.flying[thread, pcpu] = self.flying.get((thread, pcpu), 0) + 1
+            return
+        self.interrupt(thread, pcpu)
+
+    def interrupt(self, thread: int, pcpu: int) -> None:
+        op = self.deliver_ipi[pcpu]
+        cell = op.cell
+        assert cell is not None
+        after = RMW[op.fn](cell.value, None, None)
+        self._record(step.IPI, thread, _RMW, pcpu, after, None)
+        self._write(cell, after)
 
     def _write(self, cell: Cell, value: Any) -> None:
         """The cell holds `value`; whoever waits for it goes on, first come, first served."""
         cell.value = value
         queue = self.waiters.get(cell.index)
-        if not queue:
+        if not queue or self.gated:
             return
-        for i, (thread, op) in enumerate(queue):
-            if AWAIT[op.fn](value, op.a):
+        for i, (thread, fn, a, b) in enumerate(queue):
+            if AWAIT[fn](value, a):
                 del queue[i]
-                self._access(thread, op)  # writes in its turn, which looks at the rest of the queue again
+                # It writes in its turn, which looks at the rest of the queue again.
+                self._serve(self.place[thread], thread, cell, _AWAIT, fn, a, b)
                 return
 
-    # ---- noise --------------------------------------------------------------------------------------------------------------
-
-    def _defer_step(self) -> bool:
-        if self.noise and not self.rolled_step:
-            self.rolled_step = True
-            self.hold_step = self._dice()
-            self._go_round()
-        return self.hold_step > 0
-
-    def _defer_flush(self) -> bool:
-        if self.noise and not self.rolled_flush:
-            self.rolled_flush = True
-            self.hold_flush = self._dice()
-            self._go_round()
-        return self.hold_flush > 0
-
     def _dice(self) -> int:
-        """How many times to go round: mostly 0, else geometric."""
+        """For how many turns to stay: mostly 0, else geometric."""
         if self.random.random() >= self.noise:
             return 0
         times = 1
@@ -375,16 +494,5 @@ class Engine:
             times += 1
         return times
 
-    def _go_round(self) -> None:
-        if (self.hold_step or self.hold_flush) and not self.going_round:
-            self.going_round = True
-            self._post(self.me, Continue(self.me))
-
-    def _continue(self) -> None:
-        self.going_round = False
-        self.hold_step = max(0, self.hold_step - 1)
-        self.hold_flush = max(0, self.hold_flush - 1)
-        self._go_round()
-
     def __repr__(self) -> str:
-        return f"<engine of {self.name}, round {self.round}: {describe(self.op) if self.op is not None else 'no thread'}>"
+        return f"<engine of {len(self.actors)} actors on host {self.me}, round {self.round}>"

@@ -1,105 +1,180 @@
-"""The Ray actor: one simulated actor in a process of its own."""
+"""A host: the process that holds many simulated actors, of one virtual machine or of several.  No Ray and no sockets in here.
+
+Whoever drives a host hands it frames (`receive`) and turns (`turn`), in any mixture; the host hands frames to its transport.
+"""
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
 
-import ray
-
+from cluster import gate
 from cluster.engine import Engine
-from cluster.transport import RayTransport
-from racevisor.errors import ClusterError
-from racevisor.events import EventLog
-from racevisor.scenario import Case, Source, from_source
-
-
-@dataclass(frozen=True)
-class HostSpec:
-    """All that a host is told: plain values, and the scenario as source text with its hash."""
-
-    run: str
-    actor: str
-    path: str
-    text: str
-    digest: str
-    variant: str
-    setup: str
-    memory: str
-    seed: int | str
-    noise: float
-    log_dir: str  # "" for none
-    vcpus: int | None = None  # None: the scenario's own number
+from cluster.link import Link
+from cluster.messages import (
+    BEGIN,
+    COLLECT,
+    COUNTS,
+    DRIVER,
+    FAILURE,
+    GRANT,
+    HERE,
+    IDLE,
+    MEET,
+    MET,
+    NO_VM,
+    PING,
+    PROBE,
+    REPORT,
+    STOP,
+    FrameError,
+    Message,
+    Part,
+    name_of,
+)
+from racevisor.errors import RacevisorError
 
 
 class Host:
-    """Hosts one simulated actor.  Its methods are what the driver and other hosts may call; none of them ever waits.
+    """Host number `link.me` of `hosts`, with one engine for each virtual machine.
 
-    What `begin` and `deliver` do is not answered, because nobody may wait for it; what went wrong in them is in the next probe.
+    `introduce(host, address)` tells the transport where a replaced host is found.
     """
 
-    def __init__(self) -> None:
-        self.engine: Engine | None = None
-        self.events: EventLog | None = None
+    def __init__(
+        self,
+        link: Link,
+        hosts: int,
+        engines: Sequence[Engine],
+        introduce: Callable[[int, str], None] = lambda host, address: None,
+    ) -> None:
+        self.link = link
+        self.me = link.me
+        self.hosts = hosts
+        self.engines = list(engines)
+        self.introduce = introduce
+        self.stopped = False
+        self.failed = False
+        self._waves: list[tuple[int, int]] = []  # (vm, wave) that the driver asked for
+        self._driver: dict[int, list[Message]] = {}  # what it is told, by virtual machine
 
-    def prepare(self, spec: HostSpec) -> tuple[int, str]:
-        """Load the scenario; (process id, what is wrong with it or "").  A host that is warm may be told to play another case."""
-        self.close()
-        self.spec = spec
+    @property
+    def busy(self) -> bool:
+        """Is there a step that could be taken without another frame, or something left to say?"""
+        return any(engine.busy for engine in self.engines) and not self.failed
+
+    def receive(self, data: bytes) -> None:
+        """One frame, from anybody.  An error in it is the driver's to tell; it must not be lost, for nobody waits here."""
         try:
-            source = Source(spec.path, spec.text)
-            if source.digest != spec.digest:
-                raise ClusterError(f"the scenario's text arrived damaged: SHA-256 {source.digest}, expected {spec.digest}")
-            self.case = Case(from_source(source), source, spec.variant, spec.setup, spec.memory, spec.vcpus)
-            if spec.log_dir:
-                self.events = EventLog(Path(spec.log_dir), spec.actor, debug=True, run=spec.run)
-        except Exception as error:  # told by the driver, in one line, with the name of the actor
-            return os.getpid(), f"{type(error).__name__}: {error}"
-        return os.getpid(), ""
+            frame = self.link.hear(data)
+            if frame is None:
+                return
+            for part in frame.parts:
+                if frame.sender == DRIVER:
+                    self._obey(part)
+                elif not self.failed:
+                    self._hear(frame.sender, part)
+        except Exception as error:
+            self._fail(error)
 
-    def connect(self, handles: list[Any]) -> None:
-        """Meet the other hosts, numbered like the machine's actors."""
-        spec = self.spec
-        transport = RayTransport(handles)
-        self.engine = Engine(self.case, spec.actor, spec.run, transport, seed=spec.seed, noise=spec.noise, events=self.events)
-
-    @ray.method(num_returns=0)
-    def begin(self, number: int) -> None:
-        """Start a round."""
-        assert self.engine is not None
-        self.engine.begin(number)
-
-    @ray.method(num_returns=0)
-    def deliver(self, frame: bytes) -> None:
-        """A frame from another host, or from this one."""
-        if self.engine is not None:
-            self.engine.deliver(frame)
-
-    def probe(self) -> tuple[Any, ...]:
-        """How far is it: see Engine.probe."""
-        assert self.engine is not None
-        return self.engine.probe()
-
-    def report(self) -> tuple[tuple[Any, ...], bytes]:
-        """The same, and all that was seen and is held."""
-        assert self.engine is not None
-        if self.events is not None:
-            self.events.flush()
-        return self.engine.probe(), self.engine.report()
+    def turn(self) -> None:
+        """One turn for every engine; then everything that came of it leaves, one frame to each peer."""
+        frames: dict[int, list[tuple[int, int, int, list[Message]]]] = {}
+        for vm, engine in enumerate(self.engines):
+            if not engine.stirred and not engine.outbox and not engine.gated:
+                continue
+            if engine.busy and not self.failed:
+                try:
+                    engine.turn()
+                except Exception as error:
+                    self._fail(error)
+            if engine.gated:
+                gate.tell(engine, self._driver.setdefault(vm, []))
+            outbox = engine.outbox
+            if outbox:
+                engine.outbox = {}
+                for host, messages in outbox.items():
+                    engine.sent[host] = engine.sent.get(host, 0) + 1
+                    # The clock of the part is the latest one, so it is not before any step that its messages follow from.
+                    frames.setdefault(host, []).append((vm, engine.round, engine.clock, messages))
+            if engine.stirred and not engine.busy:
+                engine.stirred = False
+                if not outbox and not engine.gated:  # else what was sent is still in flight, and its receiver has the last word
+                    self._driver.setdefault(vm, []).append((IDLE,))
+        self._count()
+        for vm, messages in self._driver.items():
+            engine_round = self.engines[vm].round if vm >= 0 else 0
+            frames.setdefault(DRIVER, []).append((vm, engine_round, 0, messages))
+        self._driver = {}
+        for peer, parts in frames.items():
+            try:
+                self.link.say(peer, parts)
+            except FrameError as error:
+                if peer == DRIVER:
+                    self.link.say(DRIVER, [(NO_VM, 0, 0, [(FAILURE, "FrameError", str(error))])])
+                else:
+                    self._fail(error)
 
     def close(self) -> None:
-        """Drop the coroutine and close the log."""
-        if self.engine is not None:
-            self.engine.close()
-            self.engine = None
-        if self.events is not None:
-            self.events.close()
-            self.events = None
+        """Drop all coroutines."""
+        for engine in self.engines:
+            engine.close()
 
+    # ---- inside ---------------------------------------------------------------------------------------------------------------
 
-#: max_restarts=0: a host that died has lost its cells, and no second one may pretend to be it.
-#: Ray's own events, one for every call, would cost more than what they could tell.
-_remote: Any = ray.remote  # its types know fewer options than it has
-RayHost: Any = _remote(num_cpus=0, max_restarts=0, max_task_retries=0, enable_task_events=False)(Host)
+    def _hear(self, sender: int, part: Part) -> None:
+        if not 0 <= part.vm < len(self.engines):
+            raise FrameError(
+                f"a frame of {name_of(sender)} is for machine {part.vm}; {name_of(self.me)} knows {len(self.engines)}"
+            )
+        if not 0 <= sender < self.hosts or sender == self.me:
+            raise FrameError(f"a frame came from {name_of(sender)}, which is none of the other hosts")
+        self.engines[part.vm].take(sender, part.round, part.clock, part.messages)
+
+    def _obey(self, part: Part) -> None:
+        vm = part.vm
+        for one in part.messages:
+            tag = one[0]
+            if tag == BEGIN:
+                self.failed = False
+                self.engines[vm].begin(part.round)
+            elif tag == PROBE:
+                self._waves.append((vm, one[1]))
+            elif tag == COLLECT:
+                self._driver.setdefault(vm, []).append((REPORT, *self.engines[vm].report()))
+            elif tag == GRANT:
+                gate.grant(self.engines[vm], *one[1:])
+            elif tag == MEET:
+                _, host, incarnation, address = one
+                self.link.meet(host, incarnation)
+                self.introduce(host, address)
+                self._driver.setdefault(NO_VM, []).append((MET, host, incarnation))
+            elif tag == PING:
+                self._driver.setdefault(NO_VM, []).append((HERE,))
+            elif tag == STOP:
+                self.stopped = True
+            else:
+                raise FrameError(f"a frame of the driver holds a message that only a host may send: {one!r:.80}")
+
+    def _count(self) -> None:
+        """Answer the waves now that all that was sent is counted."""
+        waves, self._waves = self._waves, []
+        for vm, wave in waves:
+            engine = self.engines[vm]
+            sent = tuple(engine.sent.get(host, 0) for host in range(self.hosts))
+            received = tuple(engine.received.get(host, 0) for host in range(self.hosts))
+            self._driver.setdefault(vm, []).append((COUNTS, wave, engine.busy, sent, received))
+
+    def _fail(self, error: Exception) -> None:
+        if self.failed:
+            return
+        self.failed = True
+        kind, text = type(error).__name__, str(error)
+        if not isinstance(error, RacevisorError):
+            where = error.__traceback__
+            while where is not None and where.tb_next is not None:
+                where = where.tb_next
+            line = f"{where.tb_frame.f_code.co_name}, line {where.tb_lineno}" if where is not None else "?"
+            at_fault = [engine.names[engine.moving] for engine in self.engines if engine.moving >= 0]
+            who = at_fault[0] if at_fault else name_of(self.me)
+            kind, text = "", f"{who} raised {type(error).__name__} in {line}: {error}"
+        self._driver.setdefault(NO_VM, []).append((FAILURE, kind, text))

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import time
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
-import msgpack
-import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError
-
-from cluster.host import HostSpec, RayHost
-from cluster.parity import Report, merge, replay
+from cluster.conductor import Conductor, Finished
+from cluster.engine import Record
+from cluster.hosts import Hosts, machines
+from cluster.parity import Parity, Report, merge, schedule_of
+from cluster.placement import AUTO, Plan, make_plan
 from cluster.session import Session
 from racevisor.errors import ClusterError, NotDeterministic, UsageError
 from racevisor.events import EventLog
@@ -24,10 +21,10 @@ from racevisor.monitor import Violation
 from racevisor.scenario import Case
 from racevisor.world import Execution, World
 
-#: How long a host may take to answer a probe.  It answers between two frames, so this is for machines that are gone.
-ANSWER_TIMEOUT = 60.0
-#: How often one host is asked before all are: a host elsewhere that died keeps this one waiting.
-PATIENCE = 32
+#: How long the driver waits for a frame before it looks after the hosts, in seconds.
+LOOK_UP = 0.25
+#: So many hosts may die in a row without a finished round in between.
+DEATHS = 5
 
 
 @dataclass
@@ -36,7 +33,7 @@ class LiveOptions:
 
     rounds: int = 200
     seed: int = 0
-    #: probability that a host lets others go first before it takes a step; None or 0: never
+    #: probability that a thread lets others go first before it takes a step; None or 0: never
     noise: float | None = 0.1
     #: HOST:PORT of a Ray cluster, "auto", or None for RAY_ADDRESS or an embedded Ray
     address: str | None = None
@@ -46,19 +43,36 @@ class LiveOptions:
     debug_steps: bool = False
     #: seconds that a cluster may take to answer, or hosts to start
     start_timeout: float = 20.0
+    #: auto, dedicated, packed, or a JSON file
+    placement: str = AUTO
+    #: processes that packed actors share; None: one for each CPU
+    hosts: int | None = None
+    #: independent virtual machines that play at the same time
+    vms: int = 1
+    #: sockets or ray
+    transport: str = "sockets"
+    #: number of the first round
+    first: int = 0
+    #: keep what is needed to hold a round against the World; False only to measure what that costs
+    recording: bool = True
+    #: steps are granted one by one
+    gated: bool = False
 
 
 @dataclass
 class Round:
-    """One round: how it ended, what is wrong with it, and its steps as (channel, label) in one order that the World repeats."""
+    """One round: how it ended, what is wrong with it, and its steps."""
 
     number: int
     outcome: str
     violations: list[Violation]
     status: str  # terminal | violated | bounded
-    schedule: list[tuple[str, str]]
+    #: seconds from its begin to the last host's report
     seconds: float
-    #: the same steps as the World took them when it checked the round
+    #: messages between actors, and those of them that left a host
+    messages: int
+    crossed: int
+    #: the same steps as the World took them when it checked the round; valid until the next round is checked
     execution: Execution = field(repr=False)
 
     @property
@@ -66,23 +80,51 @@ class Round:
         """Did it show the outcome that is hunted, or break a check?"""
         return bool(self.violations)
 
+    @property
+    def schedule(self) -> list[tuple[str, str]]:
+        """(channel, label) of its steps in one order that the World repeats."""
+        return schedule_of(self.execution)
+
+
+@dataclass(frozen=True)
+class Aborted:
+    """Rounds that were given up because a host was lost: no outcome, and counted by themselves."""
+
+    numbers: tuple[int, ...]
+    host: str
+    why: str
+
 
 class LiveRun:
-    """A context: Ray and one warm host for each simulated actor.  `rounds()` plays."""
+    """A context: Ray, and warm hosts for the simulated actors.  `rounds()` plays."""
 
     def __init__(self, case: Case, options: LiveOptions) -> None:
         self.case = case
         self.options = options
         self.log_dir = options.log_dir.resolve() if options.log_dir is not None else None
-        self.run = ""
-        self.number = -1
         self.names: list[str] = []
-        self.threads: list[int] = []
-        self.handles: list[Any] = []
-        self.pids: dict[str, int] = {}
         self.world: World | None = None
+        self.parity: Parity | None = None
         self.events: EventLog | None = None
+        self.plan: Plan | None = None
+        self.hosts: Hosts | None = None
+        self.aborted: list[Aborted] = []
         self.session = Session(options.address, start_timeout=options.start_timeout)
+
+    @property
+    def run(self) -> str:
+        """The run's id: in its logs, and in the names of its traces."""
+        return self.hosts.run if self.hosts is not None else ""
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """The process of each host, by name."""
+        return self.hosts.pids if self.hosts is not None else {}
+
+    @property
+    def alive(self) -> int:
+        """How many hosts there are."""
+        return self.plan.hosts if self.plan is not None else 0
 
     def __enter__(self) -> LiveRun:
         try:
@@ -90,7 +132,10 @@ class LiveRun:
                 self.events = EventLog(self.log_dir, "driver", debug=self.options.debug_steps)
             self._know(self.case)
             self.session.open()
-            self.handles = [RayHost.remote() for _ in self.names]
+            options = self.options
+            self.plan = make_plan(self.names, machines(), options.placement, options.hosts, options.vms)
+            self.hosts = Hosts(self.plan, self.names, options.transport, options.start_timeout)
+            self.hosts.start()
             self._prepare()
         except BaseException:
             self.close()
@@ -106,17 +151,20 @@ class LiveRun:
         self._prepare()
 
     def __exit__(self, kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
-        if kind is None and self.options.debug_steps and self.log_dir is not None and self.handles:
-            self._ask([handle.close.remote() for handle in self.handles], "closing its log")
+        if (
+            kind is None
+            and self.options.debug_steps
+            and self.log_dir is not None
+            and self.hosts is not None
+            and self.hosts.handles
+        ):
+            self.hosts.close_logs()
         self.close()
 
     def close(self) -> None:
         """End the hosts, and Ray if it was started or joined here.  Takes well under a second."""
-        handles, self.handles = self.handles, []
-        if self.session.reused or self.session.joined:  # an embedded Ray takes its actors with it
-            for handle in handles:
-                if ray.is_initialized():
-                    ray.kill(handle)
+        if self.hosts is not None:
+            self.hosts.kill(there=self.session.reused or self.session.joined)
         self.session.close()
         if self.world is not None:
             self.world.close()
@@ -124,183 +172,140 @@ class LiveRun:
             self.events.close()
             self.events = None
 
-    # ---- hosts --------------------------------------------------------------------------------------------------------------
-
     def _know(self, case: Case) -> None:
         """Build the machine here too: for the names of its actors, and for the World that repeats the rounds."""
         if self.world is not None:
             self.world.close()
         self.case = case
         self.world = case.world()
+        self.parity = Parity(case, self.world)
         self.names = [actor.name for actor in self.world.vm.actors]
-        running = {thread.actor.name for thread in self.world.threads}
-        self.threads = [i for i, name in enumerate(self.names) if name in running]
 
     def _prepare(self) -> None:
-        """Tell the hosts what they play, and each other."""
-        case, options, source = self.case, self.options, self.case.source
-        self.run = uuid.uuid4().hex[:12]  # what is still in flight from before is a stranger's from here on
-        refs = []
-        for name, handle in zip(self.names, self.handles, strict=True):
-            spec = HostSpec(
-                run=self.run,
-                actor=name,
-                path=source.path,
-                text=source.text,
-                digest=source.digest,
-                variant=case.variant_name,
-                setup=case.setup,
-                memory=case.memory,
-                seed=options.seed,
-                noise=options.noise or 0.0,
-                log_dir=str(self.log_dir) if self.log_dir is not None and options.debug_steps else "",
-                vcpus=case.vcpus,
-            )
-            refs.append(handle.prepare.remote(spec))
-        # A worker process takes up to half a second of one core, so a big machine takes longer than a cluster that answers.
-        answers = self._ask(refs, "starting", options.start_timeout + 2 * len(refs))
-        for name, (pid, wrong) in zip(self.names, answers, strict=True):
-            if wrong:
-                raise ClusterError(f"host of {name} cannot play {case}: {wrong}")
-            self.pids[name] = pid
-        self._ask([handle.connect.remote(self.handles) for handle in self.handles], "connecting")
-
-    def _ask(self, refs: list[Any], doing: str, timeout: float = ANSWER_TIMEOUT, hosts: Sequence[int] | None = None) -> list[Any]:
-        """The answers of hosts; ClusterError names the first that died, or that does not answer."""
-        try:
-            answers: list[Any] = ray.get(refs, timeout=timeout)
-            return answers
-        except RayError as error:
-            raise self._lost(refs, doing, timeout, hosts or range(len(refs)), error) from error
-
-    def _lost(self, refs: list[Any], doing: str, timeout: float, hosts: Sequence[int], error: RayError) -> ClusterError:
-        late = []
-        for host, ref in zip(hosts, refs, strict=True):
-            name = self.names[host]
-            try:
-                ray.get(ref, timeout=0)
-            except GetTimeoutError:
-                late.append(name)
-            except RayActorError as death:
-                return ClusterError(f"host of {name} died {doing}\n  Ray says: {_why(death)}\n  finished rounds are kept")
-            except RayError as other:
-                return ClusterError(f"host of {name} failed {doing}: {other}")
-        if late:
-            return ClusterError(f"no answer from the host of {', '.join(late)} within {timeout:g} s, {doing}\n  see:  ray status")
-        return ClusterError(f"Ray failed {doing}: {error}")
+        assert self.hosts is not None
+        log_dir = str(self.log_dir) if self.log_dir is not None and self.options.debug_steps else ""
+        self.hosts.prepare(self.case, self.options, log_dir)
 
     # ---- rounds -------------------------------------------------------------------------------------------------------------
 
     def rounds(self) -> Iterator[Round]:
         """Play; a round is given out once it has been repeated by the World.  On any error everything is torn down first."""
         try:
-            for number in range(self.options.rounds):
-                yield self._round(number)
+            yield from self._play()
         except GeneratorExit:
             raise
         except BaseException:
             self.close()
             raise
 
-    def _round(self, number: int) -> Round:
-        self.number = number
-        begin = time.perf_counter()
-        for handle in self.handles:
-            handle.begin.remote(number)
-        reports = self._finish(number)
-        schedule = merge(reports)
-        assert self.world is not None
+    def _play(self) -> Iterator[Round]:
+        hosts, options = self.hosts, self.options
+        assert hosts is not None and hosts.conductor is not None and hosts.wire is not None
+        conductor, wire = hosts.conductor, hosts.wire
+        self._next, self._left = options.first, options.rounds
+        deaths = 0
+        conductor.abort()  # of an earlier call that was left
+        for vm in range(options.vms):
+            self._begin(conductor, vm)
+        while conductor.plays:
+            for data in wire.receive(LOOK_UP):
+                for done in self._receive(conductor, data):
+                    deaths = 0
+                    self._begin(conductor, done.vm)  # the hosts go on while this one is checked
+                    yield self._judge(done)
+            lost = hosts.lost()
+            if lost is not None:
+                deaths += 1
+                self._replace(hosts, conductor, *lost, deaths)
+
+    def _receive(self, conductor: Conductor, data: bytes) -> list[Finished]:
         try:
-            execution = replay(self.case, self.world, number, reports, schedule)
+            return conductor.receive(data)
+        except (UsageError, ClusterError) as error:
+            raise type(error)(f"{error}\n  in {self.case}") from error
+
+    def _begin(self, conductor: Conductor, vm: int) -> None:
+        if self._left > 0:
+            self._left -= 1
+            conductor.begin(vm, self._next)
+            self._next += 1
+
+    def _replace(self, hosts: Hosts, conductor: Conductor, host: int, reason: str, deaths: int) -> None:
+        """A host is lost: its cells are gone, so every round that it was part of is.  Another takes its place."""
+        gone = Aborted(tuple(number for _, number in conductor.abort()), hosts.names[host], reason)
+        self.aborted.append(gone)
+        if self.events is not None:
+            self.events.info("aborted", run=self.run, rounds=list(gone.numbers), host=gone.host, why=gone.why)
+            self.events.flush()
+        if deaths > DEATHS:
+            raise ClusterError(
+                f"host {gone.host} died in round {gone.numbers[0]}: {reason}\n"
+                f"  {deaths} hosts in a row died without a finished round in between; finished rounds are kept"
+            )
+        while True:
+            hosts.replace(host, self.case)
+            waiting = time.perf_counter() + self.options.start_timeout
+            while not conductor.all_met(host, conductor.link.incarnations[host]):
+                assert hosts.wire is not None
+                for data in hosts.wire.receive(LOOK_UP):
+                    self._receive(conductor, data)
+                another = hosts.lost()
+                if another is not None:  # two at once, as when a machine goes
+                    host = another[0]
+                    break
+                if time.perf_counter() > waiting:
+                    raise ClusterError(f"host {gone.host} was replaced, but not all others answer\n  see:  ray status")
+            else:
+                break
+        self._left += len(gone.numbers)
+        for vm in range(self.options.vms):
+            self._begin(conductor, vm)
+
+    def _judge(self, done: Finished) -> Round:
+        assert self.parity is not None
+        records = merge(done.reports)
+        number = done.number
+        try:
+            execution = self.parity.replay(number, done.reports, records)
         except NotDeterministic as error:
-            raise self._unequal(number, reports, schedule, error) from error
+            raise self._unequal(number, done.reports, records, error) from error
         outcome = str(execution.outcome) if execution.outcome is not None else execution.status
-        done = Round(number, outcome, execution.violations, execution.status, schedule, time.perf_counter() - begin, execution)
+        messages = sum(report.said for report in done.reports)
+        crossed = sum(report.crossed for report in done.reports)
+        played = Round(number, outcome, execution.violations, execution.status, done.seconds, messages, crossed, execution)
         if self.events is not None:
             self.events.info(
                 "round",
                 run=self.run,
                 round=number,
                 actor="",
-                step=len(schedule),
-                clock=max((report.log[-1][0] for report in reports if report.log), default=0),
+                step=len(records),
+                clock=records[-1][0] if records else 0,
                 scenario=self.case.scenario.name,
                 variant=self.case.variant_name,
                 setup=self.case.setup,
                 memory=self.case.memory,
-                outcome=done.outcome,
-                status=done.status,
-                violations=[{"check": v.check, "text": v.text, "step": v.step} for v in done.violations],
-                steps=len(schedule),
-                messages=sum(report.said for report in reports),
-                seconds=round(done.seconds, 6),
+                outcome=played.outcome,
+                status=played.status,
+                violations=[{"check": v.check, "text": v.text, "step": v.step} for v in played.violations],
+                steps=len(records),
+                messages=messages,
+                crossed=crossed,
+                seconds=round(played.seconds, 6),
             )
             self.events.flush()
-        return done
-
-    def _finish(self, number: int) -> list[Report]:
-        """Wait until nothing is in flight, and bring home what the hosts saw.
-
-        Mattern's four counters: if as many frames were received in a second wave of probes as were sent in a first one that
-        ended before, nothing was in flight in between; and a host acts only on frames.  The second wave brings the reports.
-        """
-        doing = f"in round {number}"
-        while True:
-            self._until_quiet(doing)
-            first = self._probe_all(doing)
-            if sum(probe[1] for probe in first) != sum(probe[2] for probe in first):
-                continue
-            answers = self._ask([handle.report.remote() for handle in self.handles], doing)
-            if [probe for probe, _ in answers] == first:
-                return [Report(*msgpack.unpackb(data, use_list=False)) for _, data in answers]
-
-    def _until_quiet(self, doing: str) -> None:
-        """Ask one host at a time until its thread has nothing to do: whole waves would take the hosts' CPUs away from them."""
-        for host in self.threads:
-            patience = PATIENCE
-            while True:
-                probe = self._ask([self.handles[host].probe.remote()], doing, hosts=(host,))[0]
-                self._check(probe)
-                if probe[3]:
-                    break
-                patience -= 1
-                if not patience:
-                    self._probe_all(doing)
-                    patience = PATIENCE
-
-    def _probe_all(self, doing: str) -> list[Any]:
-        probes = self._ask([handle.probe.remote() for handle in self.handles], doing)
-        for probe in probes:
-            self._check(probe)
-        return probes
-
-    def _check(self, probe: tuple[Any, ...]) -> None:
-        if probe[4] is None:
-            return
-        kind, text = probe[4]
-        words = f"live round {self.number} of {self.case}: {text}"
-        raise ClusterError(words) if kind == "FrameError" else UsageError(words)
+        return played
 
     def _unequal(
-        self, number: int, reports: list[Report], schedule: list[tuple[str, str]], error: NotDeterministic
+        self, number: int, reports: Sequence[Report], records: list[Record], error: NotDeterministic
     ) -> NotDeterministic:
         """Keep what is needed to look into a round that the World does not repeat."""
         directory = self.options.log_dir or Path()
         path = directory / f"parity-{self.run}-{number}.json"
-        state = {
-            name: {"cells": dict(report.cells), "state": dict(report.state), "bounded": report.bounded, "log": report.log}
-            for name, report in zip(self.names, reports, strict=True)
-        }
-        what = {"case": str(self.case), "error": str(error), "schedule": schedule, "hosts": state}
+        hosts = [report._asdict() for report in reports]
+        what = {"case": str(self.case), "error": str(error), "records": records, "actors": self.names, "hosts": hosts}
         try:
             path.write_text(json.dumps(what, indent=1, default=repr), encoding="utf-8")
         except OSError as failed:
             return NotDeterministic(f"{error}\n  (its steps could not be saved to {path}: {failed})")
         return NotDeterministic(f"{error}\n  its steps are in {path}: please report it, this is an error of racevisor")
-
-
-def _why(death: RayActorError) -> str:
-    """The one line of Ray's message that says something."""
-    lines = [line.strip() for line in str(death).splitlines()]
-    said = next((line for line in lines if "exit" in line.lower() or "died" in line), "nothing")
-    return said.partition(" Worker exit detail")[0][:200]

@@ -2,72 +2,155 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from heapq import merge as merge_sorted
 from typing import Any, NamedTuple
 
+from actors.ops import Code
+from cluster.engine import Record
+from cluster.words import channel_name, words
+from racevisor import step
+from racevisor.channel import Channel
 from racevisor.errors import NotDeterministic
+from racevisor.monitor import Monitor, Violation
 from racevisor.scenario import Case
 from racevisor.world import Execution, World
 
 
 class Report(NamedTuple):
-    """What one host brought home; `bounded`: it stopped at the step bound; `said`: how many messages it sent."""
+    """What one host brought home of one round.
 
-    log: list[tuple[int, str, str]]
-    cells: list[tuple[int, Any]]
-    state: list[tuple[str, Any]]
+    `cells` and `state` (private state of actors) are those that are not as they were at the start; `bounded`: a thread stopped at
+    the step bound; `said` counts the messages between actors, `crossed` those of them that left the host.
+    """
+
+    log: Sequence[Record]
+    cells: Sequence[tuple[int, Any]]
+    state: Sequence[tuple[int, str, Any]]
     bounded: bool
     said: int
+    crossed: int
 
 
-def merge(reports: list[Report]) -> list[tuple[str, str]]:
-    """The (channel, label) of every step in one order: by Lamport clock, then by host.
+def merge(reports: Sequence[Report]) -> list[Record]:
+    """Every step in one order: by Lamport clock, then by host.
 
     A step that follows from another has a later clock, and two steps on one cell are in the log of one host; so any such order
     is one in which the World could have picked.
     """
-    entries = sorted((clock, host, channel, label) for host, report in enumerate(reports) for clock, channel, label in report.log)
-    return [(channel, label) for _, _, channel, label in entries]
+    return list(merge_sorted(*(report.log for report in reports), key=_clock))
 
 
-def replay(case: Case, world: World, round_: int, reports: list[Report], schedule: list[tuple[str, str]]) -> Execution:
-    """Take the steps of a live round in the World, and compare every label, and the state at the end.
-
-    Raises NotDeterministic where it differs.  Unlike a search, it goes on after a violation: the round did.
-    """
-    world.reset()
-    where = f"live round {round_} of {case}"
-    for n, (name, label) in enumerate(schedule):
-        channel = world.channels.get(name)
-        if channel is None or channel.at < 0:
-            movable = ", ".join(sorted(c.name for c in world.movable)) or "nothing"
-            raise NotDeterministic(f"{where}: step {n} was {name} ({label}), but in the World only {movable} can move there")
-        step = world.step(channel)
-        if step.label != label:
-            raise NotDeterministic(f"{where}: step {n} of {name} was {label}, but in the World it is {step.label}")
-    bounded = any(report.bounded for report in reports)
-    if world.movable and not bounded:
-        movable = ", ".join(sorted(c.name for c in world.movable))
-        raise NotDeterministic(f"{where} ended after {len(schedule)} steps, but in the World {movable} can still move")
-    _compare(where, world, reports)
-    violations = list(world.violations)
-    outcome = None
-    status = "bounded" if bounded else "violated" if violations else "terminal"
-    if not bounded:
-        violations += case.check(world.vm)
-        outcome = case.scenario.outcome(world.vm)
-    return Execution(round_, world.steps, status, violations, outcome)
+def _clock(record: Record) -> int:
+    return record[0]
 
 
-def _compare(where: str, world: World, reports: list[Report]) -> None:
-    different: list[str] = []
-    for report, actor in zip(reports, world.vm.actors, strict=True):
-        for index, value in report.cells:
-            cell = world.vm.cells[index]
+class Parity:
+    """Holds rounds of one case against a World.  Raises NotDeterministic where they differ."""
+
+    def __init__(self, case: Case, world: World) -> None:
+        self.case = case
+        self.world = world
+        # That monitors declare what they read matters to searches, which leave out what nobody looks at; to hide all else from
+        # them would cost a machine of hundreds of vCPUs seconds for each round.
+        world.judge = _judge
+        numbers = {actor.name: i for i, actor in enumerate(world.vm.actors)}
+        self.threads = {numbers[thread.actor.name]: thread for thread in world.threads}
+        self.per_cell = case.memory == "pso"
+
+    def replay(self, round_: int, reports: Sequence[Report], records: Sequence[Record]) -> Execution:
+        """Take the steps of a live round in the World; unlike a search, go on after a violation: the round did."""
+        world = self.world
+        world.reset()
+        where = f"live round {round_} of {self.case}"
+        take = world.step
+        for n, record in enumerate(records):
+            channel = self._channel(record)
+            if channel is None or channel.at < 0:
+                movable = ", ".join(sorted(c.name for c in world.movable)) or "nothing"
+                said = words(world.vm, self.case.memory, record)
+                raise NotDeterministic(
+                    f"{where}: step {n} was {said['channel']} ({said['label']}), but in the World only {movable} can move there"
+                )
+            done = take(channel)
+            if not self._equal(done, record):
+                said = words(world.vm, self.case.memory, record)
+                raise NotDeterministic(
+                    f"{where}: step {n} of {channel.name} was {said['label']}, but in the World it is {done.label}"
+                )
+        bounded = any(report.bounded for report in reports)
+        if world.movable and not bounded:
+            movable = ", ".join(sorted(c.name for c in world.movable))
+            raise NotDeterministic(f"{where} ended after {len(records)} steps, but in the World {movable} can still move")
+        self._compare(where, reports)
+        violations = list(world.violations)
+        outcome = None
+        status = "bounded" if bounded else "violated" if violations else "terminal"
+        if not bounded:
+            violations += self.case.check(world.vm)
+            outcome = self.case.scenario.outcome(world.vm)
+        return Execution(round_, world.steps, status, violations, outcome)
+
+    def _channel(self, record: Record) -> Channel | None:
+        _, kind, number, _, where, _, result = record
+        thread = self.threads.get(number)
+        if thread is None:
+            return None
+        if kind == step.THREAD:
+            return thread.channel
+        if kind == step.STORE_BUFFER:
+            return thread.flushes.get(where if self.per_cell else -1)
+        if kind == step.CHOICE:
+            return thread.answers[result] if 0 <= result < len(thread.answers) else None
+        return self.world.channels.get(channel_name(self.world.vm, self.case.memory, record))
+
+    def _equal(self, done: step.Step, record: Record) -> bool:
+        """Is the step of the World what was recorded live: the same op, the same cell, the same values?"""
+        _, kind, _, code, where, after, result = record
+        if kind == step.CHOICE:
+            return True
+        if kind == step.IPI:
+            return bool(done.after == after)
+        if kind == step.STORE_BUFFER:
+            return done.cell is not None and done.cell.index == where and bool(done.after == after)
+        op = done.op
+        if op.code != code:
+            return False
+        if code == Code.FENCE:
+            return bool(int(op.order) == after)
+        if code == Code.SEND:
+            return bool(op.a == self.world.vm.actors[where].name)
+        if done.cell is None or done.cell.index != where:
+            return False
+        if code == Code.LOAD:
+            return bool(done.result == result)
+        if code == Code.STORE:
+            return bool(op.a == after)
+        return bool(done.after == after and done.result == result)
+
+    def _compare(self, where: str, reports: Sequence[Report]) -> None:
+        vm = self.world.vm
+        values = {index: value for report in reports for index, value in report.cells}
+        different: list[str] = []
+        for cell in vm.cells:
+            value = values.get(cell.index, cell.init)
             if cell.value != value:
                 different.append(f"{cell.label} is {value!r} live and {cell.value!r} in the World")
-        for name, value in report.state:
-            own = getattr(actor, name)
-            if own != value:
-                different.append(f"{actor.name}.{name} (private) is {value!r} live and {own!r} in the World")
-    if different:
-        raise NotDeterministic(f"{where} ends in another state than its replay in the World:\n  " + "\n  ".join(different))
+        state = {(number, name): value for report in reports for number, name, value in report.state}
+        for number, actor in enumerate(vm.actors):
+            for name, init in actor.state.items():
+                value = state.get((number, name), init)
+                own = getattr(actor, name)
+                if own != value:
+                    different.append(f"{actor.name}.{name} (private) is {value!r} live and {own!r} in the World")
+        if different:
+            raise NotDeterministic(f"{where} ends in another state than its replay in the World:\n  " + "\n  ".join(different))
+
+
+def _judge(monitor: Monitor, taken: step.Step) -> Violation | None:
+    return monitor.on_step(taken)
+
+
+def schedule_of(execution: Execution) -> list[tuple[str, str]]:
+    """(channel, label) of every step: what a trace keeps."""
+    return [(done.channel, done.label) for done in execution.steps]

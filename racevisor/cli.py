@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,52 @@ def replay(file: Path, scenario: str | None, full: bool, as_json: bool) -> int:
     return replay_trace(file, scenario, full, as_json)
 
 
+def _live(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of all commands that play on Ray."""
+    options = [
+        click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise."),
+        click.option(
+            "--noise",
+            type=click.FloatRange(0, 1),
+            default=0.1,
+            show_default=True,
+            help="How often a thread lets others go first before it takes a step.",
+        ),
+        click.option(
+            "--address",
+            metavar="ADDR",
+            help="Join this Ray cluster: HOST:PORT, auto, ray://HOST:PORT.  [default: $RAY_ADDRESS, else a local Ray of our own]",
+        ),
+        click.option(
+            "--placement",
+            default="auto",
+            show_default=True,
+            metavar="P",
+            help="dedicated (each actor a Ray actor), packed (many to one), auto (what the cluster carries), or a JSON file "
+            'with the host of each actor by name pattern: {"vcpu0": 0, "*": 1}.',
+        ),
+        click.option("--hosts", type=click.IntRange(1), metavar="N", help="Pack into N Ray actors.  [default: one for each CPU]"),
+        click.option(
+            "--vms",
+            type=click.IntRange(1),
+            default=1,
+            show_default=True,
+            metavar="M",
+            help="Independent VMs that play at a time.",
+        ),
+        click.option(
+            "--transport",
+            type=click.Choice(["sockets", "ray"]),
+            default="sockets",
+            show_default=True,
+            help="What carries the messages: sockets between the processes, or Ray calls.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @cli.command()
 @click.argument("name")
 @click.option("--variant", metavar="V", help="The version of the code to run.  [default: the scenario's first variant]")
@@ -173,11 +220,7 @@ def replay(file: Path, scenario: str | None, full: bool, as_json: bool) -> int:
 @click.option("--memory", default="tso", show_default=True, metavar="M", help="Memory model: sc, tso (x86) or pso.")
 @_vcpus
 @click.option("--rounds", type=click.IntRange(1), default=200, show_default=True, help="How often to play it.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
-@click.option(
-    "--noise", type=click.FloatRange(0, 1), default=0.1, show_default=True, help="How often a host lets others go first."
-)
-@click.option("--address", metavar="ADDR", help="Join this Ray cluster.  [default: $RAY_ADDRESS, else a local Ray of our own]")
+@_live
 @click.option(
     "--log-dir",
     type=click.Path(path_type=Path, file_okay=False),
@@ -188,7 +231,7 @@ def replay(file: Path, scenario: str | None, full: bool, as_json: bool) -> int:
 @_full
 @_json
 def run(**options: Any) -> int:
-    """Play rounds live on Ray, each actor a Ray actor, on real parallel hardware."""
+    """Play rounds live on Ray, on real parallel hardware: each actor a Ray actor, or many actors to each."""
     from cluster.live import LiveOptions, LiveRun
     from racevisor.commands.run import run_live
 

@@ -4,13 +4,12 @@ Hundreds of schedules a second, so this is where the protocol is tried; tests/te
 """
 
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from random import Random
 from types import SimpleNamespace
 from typing import Any
 
-import msgpack
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,71 +19,94 @@ from actors.ops import READ_ONCE, WRITE_ONCE, Code, choose
 from actors.pcpu import Pcpu
 from actors.thread import Thread
 from actors.vm import Vm
-from cluster.engine import Engine
-from cluster.messages import Access, Answer, Flushed, Message, encode
-from cluster.parity import Report, merge, replay
-from racevisor.errors import NotDeterministic
+from cluster.conductor import Conductor, Finished
+from cluster.engine import Engine, Record
+from cluster.host import Host
+from cluster.link import Link
+from cluster.messages import ACCESS, ANSWER, BEGIN, DRIVER, FLUSHED, IPI, Message, encode
+from cluster.parity import Parity, Report, merge
+from racevisor.errors import ClusterError, NotDeterministic, RacevisorError, UsageError
 from racevisor.scenario import Case, Scenario, Source, Variant, load
 from racevisor.world import Execution
 
 MODELS = ("sc", "tso", "pso")
 
 
-class Wire:
-    """The transport of one engine: a queue to each other one."""
-
-    def __init__(self, net: "Network", me: int) -> None:
-        self.net = net
-        self.me = me
-
-    def send(self, host: int, frame: bytes) -> None:
-        self.net.queues.setdefault((self.me, host), deque()).append(frame)
-
-
 class Network:
-    """All engines of a case.  Frames between two of them keep their order, anything else is up to the seed."""
+    """All hosts of a case and their driver.  Frames between two of them keep their order, anything else is up to the seed.
 
-    def __init__(self, case: Case, seed: int, noise: float) -> None:
+    `hosts` says how many hold the actors; 0: one for each actor.
+    """
+
+    def __init__(self, case: Case, seed: int = 0, noise: float = 0.0, hosts: int = 0, vms: int = 1) -> None:
         self.case = case
         self.queues: dict[tuple[int, int], deque[bytes]] = {}
         self.world = case.world()
-        self.engines = [
-            Engine(case, actor.name, "run", Wire(self, i), seed=seed, noise=noise) for i, actor in enumerate(self.world.vm.actors)
-        ]
+        self.parity = Parity(case, self.world)
+        self.hosts: list[Host] = []
+        actors = self.world.vm.actors
+        place = [i % hosts if hosts else i for i in range(len(actors))]
+        self.size = hosts or len(actors)
+        for me in range(self.size):
+            engines = [Engine(case, place, me, seed=f"{seed}:{vm}", noise=noise) for vm in range(vms)]
+            self.hosts.append(Host(Link("run", me, self.wire(me)), self.size, engines))
+        self.conductor = Conductor(Link("run", DRIVER, self.wire(DRIVER)), self.size, vms)
         self.random = Random(seed)
         self.reports: list[Report] = []
-        self.schedule: list[tuple[str, str]] = []
+        self.records: list[Record] = []
+
+    def wire(self, me: int) -> Callable[[int, bytes], None]:
+        def send(peer: int, data: bytes) -> None:
+            self.queues.setdefault((me, peer), deque()).append(data)
+
+        return send
+
+    def move(self) -> list[Finished] | None:
+        """One host takes a turn, or one frame arrives; None if there is neither."""
+        turns = [host for host in self.hosts if host.busy]
+        frames = [key for key, queue in self.queues.items() if queue]
+        if not turns and not frames:
+            return None
+        at = self.random.randrange(len(turns) + len(frames))
+        if at < len(turns):
+            turns[at].turn()
+            return []
+        key = frames[at - len(turns)]
+        data = self.queues[key].popleft()
+        if key[1] == DRIVER:
+            return self.conductor.receive(data)
+        self.hosts[key[1]].receive(data)
+        if not self.hosts[key[1]].busy or self.random.random() < 0.5:
+            self.hosts[key[1]].turn()
+        return []
+
+    def until_finished(self) -> Finished:
+        while True:
+            done = self.move()
+            assert done is not None, "nothing moves, and the driver does not know that the round has ended"
+            if done:
+                return done[0]
+
+    def judge(self, done: Finished) -> Execution:
+        self.reports = done.reports
+        self.records = merge(done.reports)
+        return self.parity.replay(done.number, done.reports, self.records)
 
     def play(self, number: int) -> Execution:
         """One round, up to the replay in the World."""
-        waiting = self.engines[:]
-        while True:
-            busy = [key for key, queue in self.queues.items() if queue]
-            if waiting and (not busy or self.random.random() < 0.3):
-                waiting.pop(self.random.randrange(len(waiting))).begin(number)
-            elif busy:
-                key = self.random.choice(busy)
-                self.engines[key[1]].deliver(self.queues[key].popleft())
-            else:
-                break
-        probes = [engine.probe() for engine in self.engines]
-        assert [probe[4] for probe in probes if probe[4]] == []
-        assert sum(probe[1] for probe in probes) == sum(probe[2] for probe in probes)
-        assert all(probe[3] for probe in probes)
-        self.reports = [Report(*msgpack.unpackb(engine.report(), use_list=False)) for engine in self.engines]
-        self.schedule = merge(self.reports)
-        return replay(self.case, self.world, number, self.reports, self.schedule)
+        self.conductor.begin(0, number)
+        return self.judge(self.until_finished())
 
 
 @contextmanager
-def network(case: Case, seed: int = 0, noise: float = 0.0) -> Iterator[Network]:
-    net = Network(case, seed, noise)
+def network(case: Case, seed: int = 0, noise: float = 0.0, hosts: int = 0, vms: int = 1) -> Iterator[Network]:
+    net = Network(case, seed, noise, hosts, vms)
     try:
         yield net
     finally:
         net.world.close()
-        for engine in net.engines:
-            engine.close()
+        for host in net.hosts:
+            host.close()
 
 
 class Program(Scenario):
@@ -113,8 +135,8 @@ def case_of(scenario: Scenario, memory: str) -> Case:
     return Case(scenario, Source("program.py", ""), "only", "default", memory)
 
 
-def outcomes(program: str, memory: str, rounds: int, noise: float = 0.3) -> Counter[str]:
-    with network(case_of(Program(program), memory), noise=noise) as net:
+def outcomes(program: str, memory: str, rounds: int, noise: float = 0.3, hosts: int = 0) -> Counter[str]:
+    with network(case_of(Program(program), memory), noise=noise, hosts=hosts) as net:
         return Counter(str(net.play(n).outcome) for n in range(rounds))
 
 
@@ -128,21 +150,38 @@ PROGRAMS = st.lists(st.lists(st.sampled_from(WORDS.split()), min_size=1, max_siz
 
 
 @settings(max_examples=300, deadline=None)
-@given(PROGRAMS, st.sampled_from(MODELS), st.integers(0, 2**32), st.sampled_from([0.0, 0.3]))
-def test_whatever_hosts_do_is_an_execution_of_the_world(program: str, memory: str, seed: int, noise: float) -> None:
-    """The law of parity, for programs that nobody thought of: every step in its order, every label, every end state."""
-    with network(case_of(Program(program), memory), seed, noise) as net:
+@given(PROGRAMS, st.sampled_from(MODELS), st.integers(0, 2**32), st.sampled_from([0.0, 0.3]), st.integers(0, 3))
+def test_whatever_hosts_do_is_an_execution_of_the_world(program: str, memory: str, seed: int, noise: float, hosts: int) -> None:
+    """The law of parity, for programs that nobody thought of, one actor to a host or many: every step, every end state."""
+    with network(case_of(Program(program), memory), seed, noise, hosts) as net:
         for n in range(3):
             assert net.play(n).status == "terminal"
 
 
+@settings(max_examples=60, deadline=None)
+@given(PROGRAMS, st.integers(0, 2**32), st.integers(0, 3))
+def test_machines_that_run_at_the_same_time_do_not_touch_each_other(program: str, seed: int, hosts: int) -> None:
+    """They share hosts, frames and the driver; each round of each is an execution of its own."""
+    with network(case_of(Program(program), "tso"), seed, 0.3, hosts, vms=3) as net:
+        for vm in range(3):
+            net.conductor.begin(vm, vm)
+        played = []
+        for number in range(3, 9):
+            done = net.until_finished()
+            assert net.judge(done).status == "terminal"
+            played.append(done.number)
+            net.conductor.begin(done.vm, number)
+        assert len(set(played)) == 6
+
+
+@pytest.mark.parametrize("hosts", [0, 2])
 @pytest.mark.parametrize("memory", MODELS)
 @pytest.mark.parametrize("setup", ["plain", "irq"])
 @pytest.mark.parametrize("variant", ["before", "latch"])
-def test_every_round_of_init_sipi_is_an_execution_of_the_world(variant: str, setup: str, memory: str) -> None:
+def test_every_round_of_init_sipi_is_an_execution_of_the_world(variant: str, setup: str, memory: str, hosts: int) -> None:
     """The machine itself; and it shows what it is for: before the patch an INIT is lost, after it never."""
     scenario, source = load("init_sipi")
-    with network(Case(scenario, source, variant, setup, memory), noise=0.1) as net:
+    with network(Case(scenario, source, variant, setup, memory), noise=0.1, hosts=hosts) as net:
         bad = sum(net.play(n).bad for n in range(60))
     if variant == "latch":
         assert bad == 0
@@ -163,8 +202,9 @@ def test_every_round_of_init_sipi_is_an_execution_of_the_world(variant: str, set
 )
 def test_hosts_are_as_weak_as_their_memory_model_and_no_weaker(program: str, weak: str, models: set[str]) -> None:
     """Store buffering, message passing: if live hosts could not show them, a live run would prove nothing."""
-    shown = {memory for memory in MODELS if outcomes(program, memory, 400)[weak]}
-    assert shown == models
+    for hosts in (0, 1):
+        shown = {memory for memory in MODELS if outcomes(program, memory, 500, hosts=hosts)[weak]}
+        assert shown == models
 
 
 def test_a_load_behind_its_own_store_in_flight_reads_what_memory_holds() -> None:
@@ -180,8 +220,8 @@ def test_waiters_are_served_in_their_order() -> None:
     with network(case_of(Program(program), "tso"), noise=0.3) as net:
         for n in range(50):
             assert net.play(n).status == "terminal"
-            taken = [channel for channel, label in net.schedule if label.startswith("await_eq")]
-            assert sorted(taken) == ["P0", "P1", "P2"]
+            taken = [thread for _, _, thread, code, *_ in net.records if code == Code.AWAIT]
+            assert len(taken) == len(set(taken)) == 3
 
 
 def test_the_same_seed_makes_the_same_choices() -> None:
@@ -229,80 +269,144 @@ def test_an_error_in_a_thread_comes_home_with_its_name_and_line() -> None:
 
             Thread(vm, "P7", breaks)
 
-    net = Network(case_of(Broken(), "tso"), 0, 0.0)
-    with pytest.raises(AssertionError, match="P7 raised KeyError in breaks, line"):
-        net.play(0)
+    for hosts in (0, 1):
+        with (
+            network(case_of(Broken(), "tso"), hosts=hosts) as net,
+            pytest.raises(UsageError, match="live round 0: P7 raised KeyError in breaks, line"),
+        ):
+            net.play(0)
+
+
+class Two(Scenario):
+    """Two threads that do nothing, each with a cell, and a memory with another one."""
+
+    variants = {"only": Variant("as it is")}
+
+    def build(self, vm: Vm, setup: str) -> None:
+        async def nothing(_me: Any) -> None:
+            return
+
+        for i in range(2):
+            Thread(vm, f"P{i}", nothing).cell("own")
+        vm.guest_memory(x=0)
+
+
+LOAD = (int(Code.LOAD), "", None, None)
 
 
 @pytest.mark.parametrize(
-    ("sender", "said", "why"),
+    ("said", "why"),
     [
-        ("P0", Access(0, 0, int(Code.LOAD), "", None, None, 0), "wants cell 0, which memory does not own"),
-        ("P0", Access(0, 9999, int(Code.LOAD), "", None, None, 0), "wants cell 9999"),
-        ("P0", Access(1, 2, int(Code.LOAD), "", None, None, 0), "speaks for thread 1"),
-        ("P0", Answer(3, 1), "answers memory, which asked nothing"),
-        ("P0", Flushed(3, 2), "acknowledges a store that memory did not send"),
+        ((ACCESS, 0, 0, *LOAD), "wants cell 0, which host 2 does not hold"),
+        ((ACCESS, 0, 9999, *LOAD), "wants cell 9999"),
+        ((ACCESS, 1, 2, *LOAD), "speaks for thread 1"),
+        ((ANSWER, 2, 1), "answers thread 2 of host 2, which asked nothing"),
+        ((FLUSHED, 2, 2), "acknowledges a store that host 2 did not send"),
+        ((IPI, 0, 2), "no physical CPU of host 2"),
+        ((BEGIN,), "only the driver may send"),
+        ((ACCESS, 0, 2, int(Code.RMW), "or", "x", None), "raised TypeError"),
     ],
 )
-def test_a_frame_that_makes_no_sense_is_refused_and_its_sender_named(sender: str, said: Message, why: str) -> None:
+def test_a_message_that_makes_no_sense_is_refused_and_its_sender_named(said: Message, why: str) -> None:
     """Well-formed is not enough: a host believes only what its peer may say."""
+    with network(case_of(Two(), "tso")) as net:
+        net.conductor.begin(0, 0)
+        memory = net.hosts[2]
+        memory.receive(net.queues[DRIVER, 2].popleft())
+        memory.receive(encode("run", 0, 0, 1, [(0, 0, 1, [said])]))
+        memory.turn()
+        with pytest.raises(RacevisorError, match="host 2" if "raised" in why else "a frame of host 0") as caught:
+            net.conductor.receive(net.queues[2, DRIVER].popleft())
+        assert why in str(caught.value)
 
-    class Two(Scenario):
-        variants = {"only": Variant("as it is")}
 
-        def build(self, vm: Vm, setup: str) -> None:
-            async def nothing(_me: Any) -> None:
-                return
-
-            for i in range(2):
-                Thread(vm, f"P{i}", nothing).cell("own")
-            vm.guest_memory(x=0)
-
-    net = Network(case_of(Two(), "tso"), 0, 0.0)
-    memory = net.engines[2]
-    memory.begin(0)
-    memory.deliver(encode("run", 0, sender, 1, [said]))
-    failure = memory.probe()[4]
-    assert failure is not None and failure[0] == "FrameError"
-    assert f"a frame of {sender}" in failure[1] and why in failure[1]
+@pytest.mark.parametrize(
+    ("frame", "why"),
+    [
+        (encode("run", 0, 0, 3, []), "got frame 3 of host 0, expected 1"),
+        (encode("run", 9, 0, 1, [(0, 0, 1, [])]), "came from host 9, which is none of the other hosts"),
+        (encode("run", 0, 0, 1, [(5, 0, 1, [])]), "is for machine 5; host 2 knows 1"),
+        (b"\xc1", "not msgpack"),
+    ],
+)
+def test_a_frame_out_of_its_order_or_of_nobody_is_refused(frame: bytes, why: str) -> None:
+    """A frame that was lost on the way would be a race that no machine has."""
+    with network(case_of(Two(), "tso")) as net:
+        net.conductor.begin(0, 0)
+        net.hosts[2].receive(net.queues[DRIVER, 2].popleft())
+        net.hosts[2].receive(frame)
+        net.hosts[2].turn()
+        with pytest.raises(ClusterError, match=why):
+            net.conductor.receive(net.queues[2, DRIVER].popleft())
 
 
 def test_frames_of_another_run_or_of_an_earlier_round_are_dropped() -> None:
     """They are late, or a stranger's: neither counted nor answered."""
-    with network(case_of(Program("r0=y"), "sc")) as net:
+    with network(case_of(Two(), "sc")) as net:
         net.play(3)
-        memory = next(engine for engine in net.engines if engine.name == "memory")
-        before = memory.probe()
-        store = Access(1, 2, int(Code.STORE), "", 9, None, 0)
-        memory.deliver(encode("another", 3, "P0", 1, [store]))
-        memory.deliver(encode("run", 2, "P0", 1, [store]))
-        assert memory.probe() == before and not net.queues[(2, 1)]
+        memory = net.hosts[2]
+        store = (ACCESS, 0, 2, int(Code.STORE), "", 9, None)
+        memory.receive(encode("another", 0, 0, 1, [(0, 3, 1, [store])]))
+        memory.receive(encode("run", 0, 0, 1, [(0, 2, 1, [store])]))
+        memory.turn()
+        assert memory.engines[0].received == {} and memory.engines[0].cells[0].value == 0
+        assert not any(net.queues.values())
+
+
+def test_waiting_costs_nothing() -> None:
+    """Who is asked whether the round has ended, and how often, depends on what happens and not on how long it takes."""
+    with network(case_of(Program("x=1 r0=y"), "sc")) as net:
+        net.conductor.begin(0, 0)
+        while not (between := [key for key, queue in net.queues.items() if queue and DRIVER not in key]):
+            net.move()
+        key = between[0]
+        late = net.queues.pop(key)
+        while net.move() is not None:
+            pass
+        before = net.conductor.waves
+        for host in net.hosts:
+            for _ in range(1000):
+                host.turn()
+        assert net.conductor.waves == before and not any(net.queues.values())
+        net.queues[key] = late
+        assert net.judge(net.until_finished()).status == "terminal"
+        assert net.conductor.waves <= before + 3
+
+
+def test_a_round_that_is_given_up_leaves_no_trace_in_the_next() -> None:
+    """That is what happens when a host dies: what was in flight arrives, and is dropped."""
+    with network(case_of(Program("x=1 mb r0=y | y=1 mb r1=x"), "tso"), noise=0.3) as net:
+        for number in range(0, 60, 2):
+            net.conductor.begin(0, number)
+            for _ in range(net.random.randrange(40)):
+                net.move()
+            net.conductor.abort()
+            assert net.play(number + 1).outcome != "r0=0 r1=0"
 
 
 def test_a_round_that_the_world_does_not_repeat_is_not_deterministic() -> None:
-    """A check that cannot fail is no check: change one label, one cell, one private value, or cut the end off."""
+    """A check that cannot fail is no check: change one value, one cell, one private value, or cut the end off."""
     with network(case_of(Program("x=1 r0=y | y=1"), "sc")) as net:
         net.play(0)
-        reports, schedule = net.reports, net.schedule
-        channel, _ = schedule[0]
+        reports, records = net.reports, net.records
+        first = records[0]
         where = next(i for i, report in enumerate(reports) if report.state)
-        name, _ = reports[where].state[0]
-        index, _ = reports[where].cells[0]
+        actor, name, _ = reports[where].state[0]
 
-        def again(changed: list[Report], steps: list[tuple[str, str]]) -> Execution:
-            return replay(net.case, net.world, 0, changed, steps)
+        def again(changed: list[Report], steps: list[Record]) -> Execution:
+            return net.parity.replay(0, changed, steps)
 
-        def at(report: Report) -> list[Report]:
-            return [report if i == where else other for i, other in enumerate(reports)]
+        def at(**changed: Any) -> list[Report]:
+            return [report._replace(**changed) if i == where else report for i, report in enumerate(reports)]
 
-        assert again(reports, schedule).status == "terminal"
-        with pytest.raises(NotDeterministic, match=r"step 0 of P\d was READ_ONCE\(q\), but in the World it is"):
-            again(reports, [(channel, "READ_ONCE(q)"), *schedule[1:]])
-        with pytest.raises(NotDeterministic, match="step 0 was P9"):
-            again(reports, [("P9", "x"), *schedule])
+        assert again(reports, records).status == "terminal"
+        with pytest.raises(NotDeterministic, match=r"step 0 of P\d was .*, but in the World it is"):
+            again(reports, [(*first[:5], 55, 55), *records[1:]])
+        with pytest.raises(NotDeterministic, match=r"step 0 was pcpu0"):
+            again(reports, [(1, 0, 0, int(Code.LOAD), 0, None, 0), *records])
         with pytest.raises(NotDeterministic, match=r"in the World .* can still move"):
-            again(reports, schedule[:-1])
+            again(reports, records[:-1])
         with pytest.raises(NotDeterministic, match=r"is 'x' live and"):
-            again(at(reports[where]._replace(state=[(name, "x")])), schedule)
+            again(at(state=[(actor, name, "x")]), records)
         with pytest.raises(NotDeterministic, match=r"is 77 live and"):
-            again(at(reports[where]._replace(cells=[(index, 77)])), schedule)
+            again(at(cells=[(0, 77)]), records)

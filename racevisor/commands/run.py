@@ -31,6 +31,8 @@ from racevisor.scenario import Always, Case, Never, default_setup, load, require
 #: bad rounds saved as traces; the others are counted
 TRACES = 20
 INTERRUPTED = 130
+#: a longer interleaving is not drawn unless it is asked for
+LONGEST_PICTURE = 2_000
 
 
 class Tally:
@@ -48,6 +50,9 @@ class Tally:
         self.traces: list[Path] = []
         self.first_bad: Any = None
         self.first_number = 0
+        self.placement = ""
+        self.aborted: list[Any] = []  # rounds that were given up because a host was lost, as the live run counts them
+        self.messages = self.crossed = 0
         self.interrupted = False
         self.problem: RacevisorError | None = None
         self.unsaved: RacevisorError | None = None
@@ -61,6 +66,8 @@ class Tally:
     def add(self, played: Any) -> None:
         """One more round."""
         self.rounds += 1
+        self.messages += played.messages
+        self.crossed += played.crossed
         self.outcomes[played.outcome] += 1
         if not played.violations:
             return
@@ -87,6 +94,11 @@ class Tally:
                 self.traces.append(path)
             except RacevisorError as error:
                 self.unsaved = error
+
+    @property
+    def aborted_rounds(self) -> int:
+        """How many rounds were given up; they are no outcomes."""
+        return sum(len(gone.numbers) for gone in self.aborted)
 
     @property
     def as_claimed(self) -> bool:
@@ -117,6 +129,10 @@ def run_live(
     seed: int,
     noise: float,
     address: str | None,
+    placement: str,
+    hosts: int | None,
+    vms: int,
+    transport: str,
     log_dir: Path | None,
     log_steps: bool,
     trace_dir: Path | None,
@@ -130,7 +146,18 @@ def run_live(
         setup = setup or default_setup(scenario, variant, memory)
         case = Case(scenario, source, variant, setup, memory, vcpus)
         log_dir = log_dir or trace_folder(case, trace_dir) / "logs"
-        options = make_options(rounds=rounds, seed=seed, noise=noise, address=address, log_dir=log_dir, debug_steps=log_steps)
+        options = make_options(
+            rounds=rounds,
+            seed=seed,
+            noise=noise,
+            address=address,
+            log_dir=log_dir,
+            debug_steps=log_steps,
+            placement=placement,
+            hosts=hosts,
+            vms=vms,
+            transport=transport,
+        )
         tally = Tally(case, seed, trace_dir, log_dir)
         _play(make_run(case, options), tally, rounds)
     seconds = tally.seconds
@@ -149,6 +176,7 @@ def _play(live: Any, tally: Tally, rounds: int) -> None:
     try:
         with Meter(f"{tally.case} on Ray", rounds, "rounds") as meter, live:
             tally.run_id = live.run
+            tally.placement, tally.aborted = str(live.plan), live.aborted
             tally.started = time.perf_counter()
             for played in live.rounds():
                 tally.add(played)
@@ -170,10 +198,14 @@ def _as_json(tally: Tally, seconds: float) -> dict[str, Any]:
         "claimed": case.claimed,
         "as_claimed": tally.as_claimed,
         "run": tally.run_id,
+        "placement": tally.placement,
         "log_dir": str(tally.log_dir),
         "rounds": tally.rounds,
         "bad": tally.bad,
         "stuck": tally.stuck,
+        "aborted": tally.aborted_rounds,
+        "messages": tally.messages,
+        "crossed": tally.crossed,
         "outcomes": dict(tally.outcomes.most_common()),
         "traces": [str(path) for path in tally.traces],
         "seconds": round(seconds, 3),
@@ -188,6 +220,13 @@ def _print_results(out: Console, tally: Tally, seconds: float, full: bool) -> No
     ended = f" (interrupted after {tally.rounds} rounds)" if tally.interrupted else ""
     rate = f", {tally.rounds / seconds:,.1f} rounds/s" if tally.rounds and seconds else ""
     out.print(Text(f"{case}, live: {tally.rounds} rounds in {seconds:.1f} s{rate}{ended}", style="bold"), soft_wrap=True)
+    if tally.placement:
+        out.print(
+            Text(f"{tally.placement}; {tally.messages:,} messages, {tally.crossed:,} of them between processes", style="dim")
+        )
+    for gone in tally.aborted:
+        numbers = ", ".join(str(number) for number in gone.numbers)
+        out.print(Text(f"host {gone.host} was lost and replaced; aborted: round {numbers} ({gone.why})", style="yellow"))
     if not tally.rounds:
         return
     out.print()
@@ -209,7 +248,10 @@ def _print_results(out: Console, tally: Tally, seconds: float, full: bool) -> No
     out.print()
     out.print(Text(f"round {tally.first_number}, the first bad one, {len(tally.first_bad.picks)} steps:", style="bold"))
     out.print()
-    print_picture(out, case, *reenact(case, tally.first_bad.picks, past_violations=True), full=full)
+    if full or len(tally.first_bad.picks) <= LONGEST_PICTURE:
+        print_picture(out, case, *reenact(case, tally.first_bad.picks, past_violations=True), full=full)
+    else:
+        out.print(f"  too long for a picture (--full prints it); {tally.first_bad.outcome}")
     print_paste_lines(out, case, tally.traces[0] if tally.traces else None)
     if len(tally.traces) > 1:
         more = f" (the first {TRACES} bad rounds)" if tally.bad > len(tally.traces) else ""

@@ -1,0 +1,197 @@
+"""The driver's end of a live run: begins rounds, notices that they have ended, brings home what the hosts saw.  No Ray in here.
+
+A round has ended when nothing is in flight and no host has a step to take.  Nobody asks for that while it is not so: a host
+speaks up when it runs out of work without having sent anything in that turn, for the last thing that happens in a round is that
+some host does.  Then all are asked once how many parts they have sent to and got from each other.  Channels keep their order, so
+if what each got is what was sent to it, the answers are one consistent cut, all channels in it are empty, and the round is over
+(Mattern, "Algorithms for distributed termination detection", 1987).  What that costs depends on what happened, not on how long
+it took: a machine that waits for a slow host, or for ever, costs nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, NamedTuple
+
+from cluster.link import Link
+from cluster.messages import (
+    BEGIN,
+    COLLECT,
+    COUNTS,
+    FAILURE,
+    HERE,
+    IDLE,
+    MEET,
+    MET,
+    MOVED,
+    NO_VM,
+    PING,
+    PROBE,
+    REPORT,
+    STOP,
+    FrameError,
+    Message,
+    name_of,
+)
+from cluster.parity import Report
+from racevisor.errors import ClusterError, RacevisorError, UsageError
+
+
+class Finished(NamedTuple):
+    """A round that has ended: on which machine, its number, what each host saw, and how long it took in seconds."""
+
+    vm: int
+    number: int
+    reports: list[Report]
+    seconds: float
+
+
+class _Play:
+    """A round that is being played."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.begun = time.perf_counter()
+        self.wave = 0
+        self.counting = False
+        self.again = False  # somebody ran out of work after this wave had begun
+        self.collecting = False
+        self.counts: dict[int, tuple[bool, tuple[int, ...], tuple[int, ...]]] = {}
+        self.reports: dict[int, Report] = {}
+
+
+class Conductor:
+    """Plays rounds on `vms` virtual machines, each spread over hosts 0 to `hosts` - 1."""
+
+    def __init__(self, link: Link, hosts: int, vms: int = 1) -> None:
+        self.link = link
+        self.hosts = hosts
+        self.vms = vms
+        self.plays: dict[int, _Play] = {}
+        self.waves = 0  # how often all were asked
+        self.heard: dict[int, float] = dict.fromkeys(range(hosts), time.perf_counter())  # when each host spoke last
+        self.met: set[tuple[int, int, int]] = set()  # (host, replaced host, incarnation)
+        self.moved: list[Message] = []  # gated: what the hosts say of what was granted
+
+    def begin(self, vm: int, number: int) -> None:
+        """Start round `number` on a machine that plays none.  Numbers grow."""
+        self.plays[vm] = _Play(number)
+        self._all(vm, number, (BEGIN,))
+
+    def abort(self) -> list[tuple[int, int]]:
+        """Forget the rounds that are being played; (machine, number) of each.  A round begun later drops what is in flight."""
+        lost = [(vm, play.number) for vm, play in sorted(self.plays.items())]
+        self.plays.clear()
+        return lost
+
+    def stop(self) -> None:
+        """Tell the hosts that this was all."""
+        self._all(NO_VM, 0, (STOP,))
+
+    def ping(self, host: int) -> None:
+        """Ask one host whether it is there."""
+        self.link.say(host, [(NO_VM, 0, 0, [(PING,)])])
+
+    def say(self, host: int, vm: int, number: int, one: Message) -> None:
+        """One message to one host."""
+        self.link.say(host, [(vm, number, 0, [one])])
+
+    def introduce(self, host: int, incarnation: int, address: str) -> None:
+        """Tell the others where the replaced host is found; `met` collects who knows."""
+        for other in range(self.hosts):
+            if other != host:
+                self.link.say(other, [(NO_VM, 0, 0, [(MEET, host, incarnation, address)])])
+
+    def all_met(self, host: int, incarnation: int) -> bool:
+        """Does every other host know the replaced one?"""
+        return all(other == host or (other, host, incarnation) in self.met for other in range(self.hosts))
+
+    def receive(self, data: bytes) -> list[Finished]:
+        """One frame of a host; the rounds that it completes.  Raises what went wrong on a host."""
+        frame = self.link.hear(data)
+        if frame is None:
+            return []
+        sender = frame.sender
+        if not 0 <= sender < self.hosts:
+            raise FrameError(f"a frame came from {name_of(sender)}; there are {self.hosts} hosts")
+        self.heard[sender] = time.perf_counter()
+        done: list[Finished] = []
+        for part in frame.parts:
+            for one in part.messages:
+                self._hear(sender, part.vm, part.round, one, done)
+        return done
+
+    def _hear(self, sender: int, vm: int, round_: int, one: Message, done: list[Finished]) -> None:
+        tag = one[0]
+        if tag == FAILURE:
+            raise self._failure(sender, vm, one[1], one[2])
+        if tag == MET:
+            self.met.add((sender, one[1], one[2]))
+            return
+        if tag == HERE:
+            return
+        if tag == MOVED:
+            self.moved.append(one)
+            return
+        play = self.plays.get(vm)
+        if play is None or play.number != round_:
+            return  # of a round that was given up
+        if tag == IDLE:
+            if play.counting:
+                play.again = True
+            elif not play.collecting:
+                self._count(vm, play)
+        elif tag == COUNTS:
+            if len(one[3]) != self.hosts or len(one[4]) != self.hosts:
+                raise FrameError(
+                    f"a frame of {name_of(sender)} counts {len(one[3])} and {len(one[4])} hosts; there are {self.hosts}"
+                )
+            if one[1] == play.wave and play.counting:
+                play.counts[sender] = one[2:]
+                if len(play.counts) == self.hosts:
+                    self._judge(vm, play)
+        elif tag == REPORT:
+            play.reports[sender] = Report(*one[1:])
+            if len(play.reports) == self.hosts:
+                del self.plays[vm]
+                reports = [play.reports[host] for host in range(self.hosts)]
+                done.append(Finished(vm, round_, reports, time.perf_counter() - play.begun))
+        else:
+            raise FrameError(f"a frame of {name_of(sender)} holds a message that only the driver may send: {one!r:.80}")
+
+    def _count(self, vm: int, play: _Play) -> None:
+        play.wave += 1
+        play.counting, play.again = True, False
+        play.counts.clear()
+        self.waves += 1
+        self._all(vm, play.number, (PROBE, play.wave))
+
+    def _judge(self, vm: int, play: _Play) -> None:
+        """All have answered: is it over?"""
+        play.counting = False
+        counts = play.counts
+        over = all(
+            not counts[i][0] and counts[i][1][j] == counts[j][2][i]
+            for i in range(self.hosts)
+            for j in range(self.hosts)
+            if i != j
+        ) and not any(busy for busy, _, _ in counts.values())
+        if over:
+            self.collect(vm, play.number)
+        elif play.again:
+            self._count(vm, play)
+
+    def collect(self, vm: int, number: int) -> None:
+        """The round is over: have its reports sent."""
+        play = self.plays[vm]
+        play.collecting = True
+        self._all(vm, number, (COLLECT,))
+
+    def _all(self, vm: int, number: int, one: Message) -> None:
+        for host in range(self.hosts):
+            self.link.say(host, [(vm, number, 0, [one])])
+
+    def _failure(self, sender: int, vm: int, kind: str, text: str) -> RacevisorError:
+        play: Any = self.plays.get(vm) or next(iter(self.plays.values()), None)
+        words = f"live round {play.number}: {text}" if play is not None else f"{name_of(sender)}: {text}"
+        return ClusterError(words) if kind in ("FrameError", "ClusterError") else UsageError(words)

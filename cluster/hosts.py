@@ -1,0 +1,269 @@
+"""The hosts of a live run as the driver sees them: started, told what they play, watched, replaced when they die."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cluster.conductor import Conductor
+from cluster.link import Link
+from cluster.messages import DRIVER
+from cluster.placement import Machine, Plan
+from cluster.ray_host import HostSpec, RayHost
+from cluster.transport import LOOPBACK, RayDesk, RayWire, SocketWire, Wire, make_secret
+from racevisor.errors import ClusterError
+from racevisor.scenario import Case
+
+#: How long a host may take to answer a call.  It answers between two turns, so this is for machines that are gone.
+ANSWER_TIMEOUT = 60.0
+#: How long a host may be silent, in seconds, before it is asked whether it is there; and then before it is given up.
+SILENCE, GIVE_UP = 5.0, 20.0
+#: How often Ray is asked whether a host died, in seconds.
+LOOK = 0.5
+
+
+def machines() -> list[Machine]:
+    """The machines of the cluster that are alive."""
+    found = []
+    nodes: Any = ray.nodes  # untyped
+    for node in nodes():
+        if node["Alive"]:
+            offered = node["Resources"]
+            found.append(
+                Machine(node["NodeID"], node["NodeManagerAddress"], int(offered.get("CPU", 0)), int(offered.get("memory", 0)))
+            )
+    return sorted(found, key=lambda machine: machine.id)
+
+
+class Hosts:
+    """The hosts of a plan.  `start` makes them, `prepare` tells them what to play; `wire`, `conductor` are the driver's ends."""
+
+    def __init__(self, plan: Plan, names: list[str], transport: str, start_timeout: float) -> None:
+        self.plan = plan
+        self.names = [plan.name(host, names) for host in range(plan.hosts)]
+        self.transport = transport
+        self.start_timeout = start_timeout
+        self.handles: list[Any] = []
+        self.pids: dict[str, int] = {}
+        self.wire: Wire | None = None
+        self.conductor: Conductor | None = None
+        self.run = ""
+        self._desk: Any = None
+        self._said: Callable[[int], HostSpec]
+        self._serving: list[Any] = []  # what Ray owes us of each host: it fails when the host dies
+        self._incarnations = [0] * plan.hosts
+        self._looked = 0.0
+        self._asked: dict[int, float] = {}
+
+    def start(self) -> None:
+        """Make the Ray actors; Ray starts their processes meanwhile."""
+        self.handles = [self._make(host) for host in range(self.plan.hosts)]
+
+    def _make(self, host: int, name: str | None = None) -> Any:
+        machine = self.plan.machines[host]
+        where = NodeAffinitySchedulingStrategy(node_id=machine.id, soft=False)
+        return RayHost.options(scheduling_strategy=where, name=name).remote()
+
+    def prepare(self, case: Case, options: Any, log_dir: str) -> None:
+        """Tell the hosts what they play, and each other.  Hosts that played something else are warm, and are told anew."""
+        self.stop()
+        self.run = uuid.uuid4().hex[:12]  # what is still in flight from before is a stranger's from here on
+        secret = make_secret() if self.transport == "sockets" else None
+        self._said = lambda host: HostSpec(
+            run=self.run,
+            number=host,
+            incarnation=self._incarnations[host],
+            name=self.names[host],
+            hosts=self.plan.hosts,
+            place=self.plan.place,
+            vms=options.vms,
+            path=case.source.path,
+            text=case.source.text,
+            digest=case.source.digest,
+            variant=case.variant_name,
+            setup=case.setup,
+            memory=case.memory,
+            vcpus=case.vcpus,
+            seed=options.seed,
+            noise=options.noise or 0.0,
+            recording=options.recording,
+            gated=options.gated,
+            log_dir=log_dir,
+            secret=secret,
+            ip=LOOPBACK if self.plan.loopback else self.plan.machines[host].ip,
+        )
+        # A worker process takes up to half a second of one core, so a big machine takes longer than a cluster that answers.
+        everyone = range(self.plan.hosts)
+        answers = self._ask([self._tell(host) for host in everyone], everyone, self.start_timeout + 2 * self.plan.hosts)
+        self._addresses = {host: self._answer(host, case, answer) for host, answer in zip(everyone, answers, strict=True)}
+        if secret is not None:
+            self.wire = SocketWire(secret, LOOPBACK if self.plan.loopback else _own_ip())
+            for host, address in self._addresses.items():
+                self.wire.connect(host, address)
+        else:
+            self._desk = RayDesk.remote()
+            self.wire = RayWire("", list(self.handles), self._desk)
+        self._ask([self._introduce(host) for host in everyone], everyone, ANSWER_TIMEOUT)
+        self._serving = [self._serve(host) for host in everyone]
+        self.conductor = Conductor(Link(self.run, DRIVER, self.wire.send), self.plan.hosts, options.vms)
+
+    def _tell(self, host: int) -> Any:
+        return self.handles[host].prepare.remote(self._said(host))
+
+    def _answer(self, host: int, case: Case, answer: tuple[int, str, str]) -> str:
+        pid, address, wrong = answer
+        if wrong:
+            raise ClusterError(f"host {self.names[host]} cannot play {case}: {wrong}")
+        self.pids[self.names[host]] = pid
+        return address
+
+    def _introduce(self, host: int) -> Any:
+        assert self.wire is not None
+        if self._desk is not None:
+            return self.handles[host].meet.remote({}, self.handles, self._desk)
+        others = {other: address for other, address in self._addresses.items() if other != host}
+        return self.handles[host].meet.remote({**others, DRIVER: self.wire.address}, [], None)
+
+    def _serve(self, host: int) -> Any:
+        handle = self.handles[host]
+        return handle.beat.remote() if self._desk is not None else handle.serve.remote()
+
+    def _ask(self, refs: list[Any], hosts: Any, timeout: float) -> list[Any]:
+        """The answers of hosts; ClusterError names the first that died, or that does not answer."""
+        try:
+            answers: list[Any] = ray.get(refs, timeout=timeout)
+            return answers
+        except RayError as error:
+            late = []
+            for host, ref in zip(hosts, refs, strict=True):
+                try:
+                    ray.get(ref, timeout=0)
+                except GetTimeoutError:
+                    late.append(self.names[host])
+                except RayActorError as death:
+                    raise ClusterError(
+                        f"host {self.names[host]} died while it was told what to play\n  Ray says: {why(death)}"
+                    ) from death
+                except RayError as other:
+                    raise ClusterError(f"host {self.names[host]} failed: {other}") from other
+            if late:
+                text = f"no answer from host {', '.join(late)} within {timeout:g} s\n  see:  ray status"
+                raise ClusterError(text) from error
+            raise ClusterError(f"Ray failed: {error}") from error
+
+    # ---- while they play ------------------------------------------------------------------------------------------------------
+
+    def lost(self) -> tuple[int, str] | None:
+        """A host that died since, or that does not answer any more, and why; asked of Ray now and then only."""
+        now = time.perf_counter()
+        if now - self._looked < LOOK:
+            return None
+        self._looked = now
+        assert self.conductor is not None
+        ready, _ = ray.wait(self._serving, num_returns=len(self._serving), timeout=0)
+        for ref in ready:
+            host = self._serving.index(ref)
+            try:
+                ray.get(ref)
+            except RayActorError as death:
+                return host, why(death)
+            except RayError as error:
+                return host, str(error).strip().splitlines()[0][:200]
+            self._serving[host] = self._serve(host)
+        for host, heard in self.conductor.heard.items():
+            asked = self._asked.get(host, 0.0)
+            if now - heard < SILENCE:
+                self._asked.pop(host, None)
+            elif not asked:
+                self._asked[host] = now
+                self.conductor.ping(host)
+            elif now - asked > GIVE_UP:
+                return host, f"it has not answered for {now - heard:.0f} s"
+        return None
+
+    def replace(self, host: int, case: Case) -> None:
+        """Put a new process in the place of a host that is gone.  No round may be playing."""
+        wire, conductor = self.wire, self.conductor
+        assert wire is not None and conductor is not None
+        ray.kill(self.handles[host])
+        alive = {machine.id for machine in machines()}
+        if self.plan.machines[host].id not in alive:
+            self._move(alive)
+        self._incarnations[host] += 1
+        incarnation = self._incarnations[host]
+        name = f"{self.run}-{host}-{incarnation}"
+        self.handles[host] = self._make(host, name)
+        (answer,) = self._ask([self._tell(host)], [host], self.start_timeout + 2)
+        address = self._answer(host, case, answer) or name
+        self._addresses[host] = address
+        if isinstance(wire, RayWire):
+            wire.replace(host, self.handles[host])
+        else:
+            wire.connect(host, address)
+        self._ask([self._introduce(host)], [host], ANSWER_TIMEOUT)
+        self._serving[host] = self._serve(host)
+        self._asked.clear()
+        conductor.link.meet(host, incarnation)
+        conductor.heard[host] = time.perf_counter()
+        conductor.introduce(host, incarnation, address)
+
+    def _move(self, alive: set[str]) -> None:
+        """A machine is gone: its hosts are made on the others."""
+        rest = [machine for machine in machines() if machine.id in alive]
+        if not rest:
+            raise ClusterError("the cluster has no machine left\n  finished rounds are kept; see:  ray status")
+        moved = tuple(m if m.id in alive else rest[i % len(rest)] for i, m in enumerate(self.plan.machines))
+        self.plan = Plan(self.plan.kind, self.plan.place, moved)
+
+    # ---- the end --------------------------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """End the run that is played: hosts stay, warm, to be told another one."""
+        if self.conductor is not None and self._desk is None and self._serving:
+            self.conductor.stop()
+            ray.wait(self._serving, num_returns=len(self._serving), timeout=ANSWER_TIMEOUT)
+        if self.wire is not None:
+            self.wire.close()
+            self.wire = None
+        if self._desk is not None:
+            ray.kill(self._desk)
+            self._desk = None
+        self._serving = []
+        self.conductor = None
+
+    def close_logs(self) -> None:
+        """Have the hosts write out what they have."""
+        self.stop()
+        self._ask([handle.close.remote() for handle in self.handles], range(self.plan.hosts), ANSWER_TIMEOUT)
+
+    def kill(self, *, there: bool) -> None:
+        """End the processes, unless they go with the Ray that was started for them (`there`: it stays)."""
+        handles, self.handles = self.handles, []
+        if there and ray.is_initialized():
+            for handle in handles:
+                ray.kill(handle)
+            if self._desk is not None:
+                ray.kill(self._desk)
+        if self.wire is not None:
+            self.wire.close()
+            self.wire = None
+        self.conductor = None
+        self._desk = None
+
+
+def _own_ip() -> str:
+    ip: Any = ray.util.get_node_ip_address  # untyped
+    return str(ip())
+
+
+def why(death: RayActorError) -> str:
+    """The one line of Ray's message that says something."""
+    lines = [line.strip() for line in str(death).splitlines()]
+    said = next((line for line in lines if "exit" in line.lower() or "died" in line), "nothing")
+    return said.partition(" Worker exit detail")[0][:200]
