@@ -9,6 +9,7 @@ could break say so.
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Sequence
 from random import Random
@@ -92,7 +93,7 @@ class Engine:
         self.gated = gated
         self.events = events
         self.memory = case.memory
-        self.max_steps = case.max_steps
+        self.max_steps = case.max_steps if not gated else sys.maxsize
         self.names = [actor.name for actor in self.vm.actors]
         numbers = {name: i for i, name in enumerate(self.names)}
         self.numbers = numbers
@@ -125,8 +126,9 @@ class Engine:
         self.received: dict[int, int] = {}
         self.stirred = False
         self.moving = -1  # the thread that runs, for errors
-        # Gated: how much of the log the driver knows, why the head that it granted cannot move, the answer it wants of a choice.
+        # Gated: how much of the log the driver knows, the grant that waits, why it cannot move, the answer wanted of a choice.
         self.told = 0
+        self.granted: tuple[int, int, int] | None = None
         self.refused = ""
         self.answer = -1
 

@@ -11,40 +11,66 @@ from racevisor import step
 
 
 def grant(engine: Engine, kind: int, thread: int, where: int) -> None:
-    """Let the head of one channel move: of a thread, of its posted stores to cell `where`, of its IPIs to CPU `where`."""
-    name = engine.names[thread] if 0 <= thread < len(engine.names) else f"thread {thread}"
-    if kind == step.IPI:
-        flying = engine.flying.get((thread, where), 0)
-        if not flying:
-            engine.refused = f"no IPI of {name} is on its way to {engine.names[where]}"
-            return
-        engine.flying[thread, where] = flying - 1
-        engine.interrupt(thread, where)
-        return
-    runner = engine.runners.get(thread)
-    if runner is None:
-        engine.refused = f"{name} is no thread of this host"
-    elif kind == step.STORE_BUFFER:
-        entries = runner.buffer.movable() if runner.buffer is not None else []
-        entry = next((entry for entry in entries if not entry.sent and where in (-1, entry.cell.index)), None)
-        if entry is None:
-            engine.refused = f"{name} has no posted store that may leave"
-        else:
-            engine.leave(runner, entry)
-    elif runner.op is None or runner.waiting:
-        engine.refused = f"{name} has ended" if runner.op is None else f"{name} waits for an answer"
-    else:
-        engine.answer = where if kind == step.CHOICE else -1
-        engine.move(runner)
-        if runner.stalled or runner.bounded:
-            engine.refused = f"{name} {'waits for its posted stores' if runner.stalled else 'has reached the bound of steps'}"
+    """Let the head of one channel move: of a thread, of its posted stores (to cell `where`), of its IPIs to CPU `where`."""
+    engine.granted = (kind, thread, where)
+    _try(engine)
 
 
 def tell(engine: Engine, said: list[Message]) -> None:
-    """Tell the driver what has moved since it was last told, and what could not."""
+    """Tell the driver what has moved since it was last told, and what cannot."""
+    if engine.granted is not None:
+        _try(engine)  # what it waited for may have come
     for record in engine.log[engine.told :]:
         said.append((MOVED, record, ""))
     engine.told = len(engine.log)
     if engine.refused:
         said.append((MOVED, (), engine.refused))
         engine.refused = ""
+    engine.ready.clear()  # nobody goes on by himself
+    engine.draining.clear()
+
+
+def _try(engine: Engine) -> None:
+    """Do what is granted; or wait, where a message that belongs to an earlier step is still on its way here."""
+    assert engine.granted is not None
+    kind, thread, where = engine.granted
+    name = engine.names[thread] if 0 <= thread < len(engine.names) else f"thread {thread}"
+    if kind == step.IPI:
+        flying = engine.flying.get((thread, where), 0)
+        if not flying:
+            return
+        engine.flying[thread, where] = flying - 1
+        engine.granted = None
+        engine.interrupt(thread, where)
+        return
+    runner = engine.runners.get(thread)
+    if runner is None:
+        _refuse(engine, f"{name} is no thread of this host")
+        return
+    posted = runner.buffer.entries if runner.buffer is not None else []
+    unanswered = runner.waiting or any(entry.sent for entry in posted)
+    if kind == step.STORE_BUFFER:
+        leaving = runner.buffer.movable() if runner.buffer is not None else []
+        entry = next((entry for entry in leaving if not entry.sent and where in (-1, entry.cell.index)), None)
+        if entry is not None:
+            engine.granted = None
+            engine.leave(runner, entry)
+        elif not unanswered:
+            _refuse(engine, f"{name} has no posted store that may leave")
+    elif runner.waiting:
+        return
+    elif runner.op is None:
+        _refuse(engine, f"{name} has ended")
+    else:
+        engine.answer = where if kind == step.CHOICE else -1
+        taken = runner.taken
+        engine.move(runner)
+        if runner.taken > taken:
+            engine.granted = None
+        elif not unanswered:
+            _refuse(engine, f"{name} waits for its posted stores")
+
+
+def _refuse(engine: Engine, why: str) -> None:
+    engine.granted = None
+    engine.refused = why

@@ -12,7 +12,7 @@ from cluster.words import channel_name, words
 from racevisor import step
 from racevisor.channel import Channel
 from racevisor.errors import NotDeterministic
-from racevisor.monitor import Monitor, Violation
+from racevisor.guard import unguarded
 from racevisor.scenario import Case
 from racevisor.world import Execution, World
 
@@ -53,7 +53,7 @@ class Parity:
         self.world = world
         # That monitors declare what they read matters to searches, which leave out what nobody looks at; to hide all else from
         # them would cost a machine of hundreds of vCPUs seconds for each round.
-        world.judge = _judge
+        world.judge = unguarded
         numbers = {actor.name: i for i, actor in enumerate(world.vm.actors)}
         self.threads = {numbers[thread.actor.name]: thread for thread in world.threads}
         self.per_cell = case.memory == "pso"
@@ -73,7 +73,7 @@ class Parity:
                     f"{where}: step {n} was {said['channel']} ({said['label']}), but in the World only {movable} can move there"
                 )
             done = take(channel)
-            if not self._equal(done, record):
+            if not self.equal(done, record):
                 said = words(world.vm, self.case.memory, record)
                 raise NotDeterministic(
                     f"{where}: step {n} of {channel.name} was {said['label']}, but in the World it is {done.label}"
@@ -82,7 +82,7 @@ class Parity:
         if world.movable and not bounded:
             movable = ", ".join(sorted(c.name for c in world.movable))
             raise NotDeterministic(f"{where} ended after {len(records)} steps, but in the World {movable} can still move")
-        self._compare(where, reports)
+        self.compare(where, reports)
         violations = list(world.violations)
         outcome = None
         status = "bounded" if bounded else "violated" if violations else "terminal"
@@ -104,7 +104,7 @@ class Parity:
             return thread.answers[result] if 0 <= result < len(thread.answers) else None
         return self.world.channels.get(channel_name(self.world.vm, self.case.memory, record))
 
-    def _equal(self, done: step.Step, record: Record) -> bool:
+    def equal(self, done: step.Step, record: Record) -> bool:
         """Is the step of the World what was recorded live: the same op, the same cell, the same values?"""
         _, kind, _, code, where, after, result = record
         if kind == step.CHOICE:
@@ -128,7 +128,8 @@ class Parity:
             return bool(op.a == after)
         return bool(done.after == after and done.result == result)
 
-    def _compare(self, where: str, reports: Sequence[Report]) -> None:
+    def compare(self, where: str, reports: Sequence[Report]) -> None:
+        """Hold the cells and private states that the hosts brought home against the World's.  Raises NotDeterministic."""
         vm = self.world.vm
         values = {index: value for report in reports for index, value in report.cells}
         different: list[str] = []
@@ -145,10 +146,6 @@ class Parity:
                     different.append(f"{actor.name}.{name} (private) is {value!r} live and {own!r} in the World")
         if different:
             raise NotDeterministic(f"{where} ends in another state than its replay in the World:\n  " + "\n  ".join(different))
-
-
-def _judge(monitor: Monitor, taken: step.Step) -> Violation | None:
-    return monitor.on_step(taken)
 
 
 def schedule_of(execution: Execution) -> list[tuple[str, str]]:

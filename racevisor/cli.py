@@ -158,13 +158,32 @@ def selfcheck(jobs: int | None, as_json: bool) -> int:
 @cli.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--scenario", metavar="NAME", help="The scenario, if it is no longer where it was recorded.")
+@click.option(
+    "--on",
+    type=click.Choice(["world", "ray"]),
+    default="world",
+    show_default=True,
+    help="Where: in this process, or on real Ray actors as well, each step granted in exactly the trace's order.",
+)
+@click.option("--address", metavar="ADDR", help="With --on ray: the cluster, as for racevisor run.")
+@click.option("--placement", default="auto", show_default=True, metavar="P", help="With --on ray: as for racevisor run.")
 @_full
 @_json
-def replay(file: Path, scenario: str | None, full: bool, as_json: bool) -> int:
+def replay(file: Path, scenario: str | None, on: str, address: str | None, placement: str, full: bool, as_json: bool) -> int:
     """Run a trace again, step by step, and draw it.  Exit status 3 if any step differs."""
     from racevisor.commands.replay import replay_trace
 
-    return replay_trace(file, scenario, full, as_json)
+    gated = None
+    if on == "ray":
+        from cluster.gated import play
+        from cluster.live import LiveOptions, LiveRun
+
+        def gated(case: Any, picks: Any) -> Any:
+            options = LiveOptions(noise=None, address=address, placement=placement, gated=True)
+            with LiveRun(case, options) as run:
+                return play(run, picks), str(run.plan)
+
+    return replay_trace(file, scenario, full, as_json, gated)
 
 
 def _live(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -87,6 +87,11 @@ def _values(cells: list[Cell]) -> Callable[[], Any]:
     return lambda: tuple([cell.value for cell in cells])
 
 
+def unguarded(monitor: Monitor, step: Step) -> Violation | None:
+    """`monitor.on_step(step)`, for a World that repeats what was found elsewhere: to hide a machine of hundreds costs seconds."""
+    return monitor.on_step(step)
+
+
 class Guard:
     """Calls the monitors of one World."""
 

@@ -69,10 +69,12 @@ def reenact(case: Case, picks: list[tuple[str, str]], *, past_violations: bool =
 
     A search stops at the first broken check; a live machine runs on (`past_violations`), and is judged at its end as well.
     """
+    from racevisor.guard import unguarded
     from racevisor.livelock import alone
     from racevisor.strategies.replay import Replay
 
     world = case.world(max_steps=max(len(picks) + 1, case.max_steps), functions=True)
+    world.judge = unguarded
     strategy = Replay(picks, again="")
     try:
         world.reset()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,34 +20,51 @@ from racevisor.commands.output import (
     violation_json,
 )
 from racevisor.errors import NotDeterministic
+from racevisor.scenario import Case
 from racevisor.trace import Trace
 from racevisor.world import Execution
 
+#: Plays the picks of a case on Ray; the execution, and where its actors were.
+OnRay = Callable[[Case, list[tuple[str, str]]], tuple[Execution, str]]
 
-def replay_trace(file: Path, scenario: str | None, full: bool, as_json: bool) -> int:
+
+def replay_trace(file: Path, scenario: str | None, full: bool, as_json: bool, on_ray: OnRay | None = None) -> int:
     """Returns the exit status: 0 identical, 3 not."""
     with quiet_if(as_json):
         recorded = trace.load(file)
         case = trace.case_of(recorded, file, scenario)
-        world, execution, difference = None, None, ""
+        world, execution, difference, placement = None, None, "", ""
         try:
             world, execution = reenact(case, recorded.picks, past_violations=recorded.recorded_by == trace.LIVE)
             difference = compare(recorded, execution)
+            if on_ray is not None and not difference:
+                live, placement = on_ray(case, recorded.picks)
+                difference = _compare_live(live, execution)
         except NotDeterministic as error:
             difference = str(error).rstrip()
     if difference or world is None or execution is None:
         return _diverged(recorded, file, f"{difference}{_machines(recorded)}", as_json, execution)
     if as_json:
-        print_json(_as_json(recorded, file, execution, None))
+        print_json({**_as_json(recorded, file, execution, None), **({"on_ray": placement} if placement else {})})
         return 0
     out = console()
     steps = len(execution.steps)
     out.print(Text(f"{case}: replayed {steps} steps, identical: yes", style="bold"), soft_wrap=True)
+    if placement:
+        out.print(Text(f"on Ray as well, each step in its order, to the same end; {placement}", style="bold"), soft_wrap=True)
     out.print(Text(f"recorded by {recorded.recorded_by}, strategy {recorded.strategy}, seed {recorded.seed}", style="dim"))
     out.print()
     print_picture(out, case, world, execution, full=full)
     print_paste_lines(out, case, None)
     return 0
+
+
+def _compare_live(live: Execution, execution: Execution) -> str:
+    """What differs between the run on Ray and the one here, or nothing; its steps were compared one by one."""
+    # Where a search stopped at a broken check, the hosts are judged by the same steps.
+    if live.outcome is not None and execution.outcome is not None and str(live.outcome) != str(execution.outcome):
+        return f"on Ray the run ended with {live.outcome!r}, here with {execution.outcome!r}"
+    return ""
 
 
 def compare(recorded: Trace, execution: Execution) -> str:
