@@ -6,7 +6,8 @@ intercepts #UD, lets its emulator decode the instruction, and writes the host's 
 Every byte of guest text is a cell: a CPU that fetches while another one writes may see some new bytes and some old ones.  A vCPU
 here is a light thread: VM entry, page walk, fetch, exit, and the exit handlers that matter to hypercalls.
 
-Sources: drivers/kvm/{kvm_main,x86_emulate,mmu,vmx}.c of September 2007, arch/x86/kvm/{x86,emulate}.c later.
+This file is the code of 7aa81cc04781; what was before it is in hypercall_page.py, what came later in hypercall_later.py.
+[drivers/kvm/{kvm_main,x86_emulate,mmu,vmx,svm}.c at that commit]
 """
 
 from __future__ import annotations
@@ -16,21 +17,16 @@ from typing import Any, ClassVar
 
 from actors.actor import Actor, Cell
 from actors.ops import (
-    IPI_ACKED,
+    CALL_QUEUED,
     IPI_PENDING,
     READ_ONCE,
     WRITE_ONCE,
-    Op,
     await_eq,
-    await_masked,
-    local_rmw,
     send_ipi,
     set_bit,
-    smp_mb,
     smp_store_release,
     test_and_clear_bit,
     test_and_set_bit,
-    xchg,
 )
 from actors.pcpu import Pcpu
 from actors.sync import Lock
@@ -45,12 +41,16 @@ NATIVE_NAME = {INTEL: "vmcall", AMD: "vmmcall"}
 OPERAND_SIZE, LOCK_PREFIX, RET, INT3 = "66", "f0", "c3", "cc"
 
 KVM_TLB_FLUSH = 0  # vcpu->requests, 2007
-KVM_EXIT_HYPERCALL = 3
+KVM_EXIT_EXCEPTION, KVM_EXIT_HYPERCALL = 1, 3
 KVM_ENOSYS, KVM_EPERM, EFAULT, EINVAL_OLD = 1000, 1, 14, 1
 EMULATE_DONE, EMULATE_FAIL = 0, 2
+X86EMUL_CONTINUE, X86EMUL_UNHANDLEABLE, X86EMUL_PROPAGATE_FAULT = 0, 1, 2
 LOW32 = 0xFFFFFFFF
-#: what the guest has in RAX and RBX: a number that KVM does not know, and an argument of more than 32 bits
+#: a number that KVM does not know, and an argument of more than 32 bits
 NR, A0 = 5, (1 << 32) + 7
+#: guest pages, as bits of the dirty log: the text, and struct kvm_vcpu_para_state of the old ABI
+TEXT_PAGE, PARA_PAGE = 0, 1
+IN_USE, FREED = "in use", "freed"
 
 
 def decode(code: Code) -> tuple[str, int]:
@@ -64,30 +64,16 @@ def decode(code: Code) -> tuple[str, int]:
     return {"89": ("mov", skip + 2), INT3: ("int3", skip + 1)}.get(rest[0], ("?", skip + 1))
 
 
-class CallPcpu(Pcpu):
-    """A physical CPU whose IPIs are those of smp_call_function(): the sender is told when the handler has run."""
-
-    def __init__(self, vm: Any, name: str) -> None:
-        super().__init__(vm, name)
-        self.deliver_ipi = local_rmw(self.cpu, "call_ipi")
-
-    def ack(self) -> Op:
-        """The handler of a call that was pending.  [kvm_main.c ack_flush]"""
-        return local_rmw(self.cpu, "or", IPI_ACKED)
-
-    def await_ack(self) -> Op:
-        """The sender waits for the handler."""
-        return await_masked(self.cpu, IPI_ACKED, IPI_ACKED, clear=IPI_ACKED)
-
-
 class Kvm(Actor):
-    """What the vCPUs of one VM share in the host: `kvm->lock`, the shadow page table entry of the guest's text, its dirty bit."""
+    """What the vCPUs of one VM share: `kvm->lock`, the shadow page table entry of the guest's text, the slot, the dirty log."""
 
-    def __init__(self, vm: Any, text: Code, *, writable: bool = True, straddles: bool = False) -> None:
+    bit_names: ClassVar = {"dirty": {TEXT_PAGE: "text", PARA_PAGE: "para"}}
+
+    def __init__(
+        self, vm: Any, text: Code, *, host: str = INTEL, writable: bool = True, straddles: bool = False, removable: bool = False
+    ) -> None:
         super().__init__(vm, "kvm")
         memory = vm.guest_memory(**{f"text{i}": byte for i, byte in enumerate(text)})
-        self.host_version = memory.cell("host_version", 0)  # of the old ABI's struct kvm_vcpu_para_state
-        self.para_ret = memory.cell("para_ret", -1)
         self.text: list[Cell] = [getattr(memory, f"text{i}") for i in range(len(text))]
         self.lock_word = self.cell("lock", "")
         self.lock = Lock(self.lock_word)
@@ -95,10 +81,14 @@ class Kvm(Actor):
         self.mmu_lock = Lock(self.mmu_lock_word)  # since 2.6.25; before, kvm->lock protects the shadow page tables as well
         self.spte = self.cell("spte", True)
         self.dirty = self.cell("dirty", 0)
-        self.host = self.cell("host", INTEL)
+        self.host = self.cell("host", host)
         self.writable = writable  # the guest's own page tables; nobody changes this
         self.straddles = straddles  # the last byte is on another page, which the guest may unmap:
         self.pte = memory.cell("pte", True)
+        self.pointer = memory.cell("hypercall_page", "NULL")  # of a guest of the old ABI whose CPUs share one
+        self.removable = removable  # userspace may take the slot away, and with it the host's pages behind it:
+        self.slot = self.cell("slot", True)
+        self.pages = self.cell("pages", IN_USE)
 
 
 class HypercallVcpu(Actor):
@@ -110,48 +100,74 @@ class HypercallVcpu(Actor):
         super().__init__(vm, f"vcpu{vcpu_id}")
         self.id = vcpu_id
         self.kvm = kvm
-        self.pcpu = CallPcpu(vm, f"pcpu{vcpu_id}")
+        self.pcpu = Pcpu(vm, f"pcpu{vcpu_id}")
+        self.csd = CALL_QUEUED << vcpu_id  # of the function calls that this CPU makes on others
         vm.vcpus.append(self)
         self.requests = self.cell("requests", 0)
         self.stop = self.cell("stop", False)
         self.stopped = self.cell("stopped", False)
-        #: what kind of code it runs: all of it is the same during a run
+        #: what kind of code it runs, and how it makes hypercalls: all of it is the same during a run
         self.long_mode, self.code64, self.cpl, self.cs_base = True, True, 0, 0
+        self.old_abi = self.registers = False
+        self.old_guest: Any = None  # see hypercall_page.py
+        self.restores = ""  # the byte that the guest puts back before each round but the first
         self.end, self.fetches = end, fetches
         self.migrates: bool
-        self.registers = True  # the old ABI: does this vCPU write the MSR first?
+        self.returned: bool
+        self.site: int
         self.rip: int
         self.rax: int
+        self.rbx: int
+        self.rdi: int
         self.tlb: bool
         self.host: str
         self.rounds: int
         self.fault: str
         self.exit_reason: int
-        self.unexplained: int
+        self.unexplained: bool
+        self.exception: str
+        self.uds: int
+        self.zaps: int
+        self.hypercall_gpa: int
+        self.chosen: int
         self.inputs: tuple[int, ...]
         self.results: tuple[int, ...]
-        self.fetched: tuple[str, ...]
-        self.emulated: tuple[str, ...]
         self.finished: bool
         self.private(
-            rip=0, rax=NR, tlb=True, host=INTEL, rounds=rounds, fault="", exit_reason=0, unexplained=0, inputs=(), results=(),
-            fetched=(), emulated=(), finished=False, migrates=False,
+            rip=0, site=0, rax=0, rbx=0, rdi=0, tlb=True, host=kvm.host.init, rounds=rounds, fault="", exit_reason=0,
+            unexplained=False, exception="#DE", uds=0, zaps=0, hypercall_gpa=0, chosen=0, inputs=(), results=(), finished=False,
+            migrates=False, returned=True,
         )  # fmt: skip
 
     @property
     def text(self) -> list[Cell]:
         """The cells of the bytes at CS:RIP."""
-        start = self.cs_base + self.rip
+        start = self.cs_base + self.site + self.rip
         return self.kvm.text[start : start + self.fetches]
+
+    @property
+    def loaded(self) -> tuple[int, int, int]:
+        """RAX, RBX, RDI at a hypercall: the old ABI has the argument in RDI, in 32-bit code in EAX with the number in EBX."""
+        if self.old_abi:
+            return (NR, 0, A0) if self.code64 else (A0, NR, 0)
+        return NR, A0, 0
+
+    def load_registers(self) -> None:
+        """What the guest does before a hypercall."""
+        self.rip = 0
+        self.rax, self.rbx, self.rdi = self.loaded
 
     async def run(self) -> None:
         """The VMM's vCPU thread."""
+        self.load_registers()
         await self.vm.calls.guest_boot(self)
         while True:
             self.checkpoint("vcpu_run")
             if self.migrates and await READ_ONCE(self.stop):
                 await migrated(self)
-            self.vm.calls.complete_hypercall(self)
+            if self.returned:
+                self.vm.calls.complete_hypercall(self)
+                self.returned = False
             if self.fault == "#PF" and self.kvm.straddles:  # the guest's handler; then the instruction once more
                 await await_eq(self.kvm.pte, True)
                 self.fault = ""
@@ -160,7 +176,9 @@ class HypercallVcpu(Actor):
                 self.rounds -= 1
                 if not self.rounds or self.fault:
                     break
-                self.rip, self.rax = 0, NR
+                self.load_registers()
+                if self.restores:
+                    await WRITE_ONCE(self.kvm.text[2], self.restores)
             await vcpu_enter_guest(self)
         self.finished = True
 
@@ -170,14 +188,16 @@ async def migrated(vcpu: HypercallVcpu) -> None:
     await smp_store_release(vcpu.stopped, True)
     await await_eq(vcpu.stop, False)
     vcpu.host = await READ_ONCE(vcpu.kvm.host)
-    vcpu.exit_reason, vcpu.tlb, vcpu.migrates = 0, False, False
+    vcpu.exit_reason, vcpu.tlb, vcpu.migrates, vcpu.returned = 0, False, False, True
+    if vcpu.host != vcpu.kvm.host.init:
+        vcpu.uds = 0
 
 
 # ---- the CPU ------------------------------------------------------------------------------------------------------------------
 
 
 async def vcpu_enter_guest(vcpu: HypercallVcpu) -> None:
-    """Enter, run one instruction after the other, exit, handle the exit.  [kvm_main.c __vcpu_run, 2007]"""
+    """Enter, run one instruction after the other, exit, handle the exit.  [kvm_main.c __vcpu_run, 7aa81cc04781]"""
     await vcpu.pcpu.local_irq_disable()
     if await READ_ONCE(vcpu.requests) and await test_and_clear_bit(KVM_TLB_FLUSH, vcpu.requests):
         vcpu.tlb = False
@@ -186,11 +206,13 @@ async def vcpu_enter_guest(vcpu: HypercallVcpu) -> None:
         exit_reason = await guest(vcpu)
         await vcpu.pcpu.vm_exit()
     if await vcpu.pcpu.local_irq_enable() & IPI_PENDING:
-        await vcpu.pcpu.ack()
+        await vcpu.pcpu.run_queued_calls()
     vcpu.note("kvm_exit", reason=exit_reason)
+    vcpu.checkpoint(f"exit {exit_reason}")  # what is alive is in the label
     handler = {"#UD": "handle_ud", "#PF": "kvm_mmu_page_fault", "hypercall": "handle_vmcall"}.get(exit_reason)
-    if handler is not None and await getattr(vcpu.vm.calls, handler)(vcpu) <= 0 and not vcpu.exit_reason:
-        vcpu.unexplained += 1  # KVM_RUN returns, and the exit reason is that of some earlier time
+    if handler is not None and await getattr(vcpu.vm.calls, handler)(vcpu) <= 0:
+        vcpu.returned = True  # KVM_RUN returns,
+        vcpu.unexplained = vcpu.unexplained or not vcpu.exit_reason  # perhaps with the exit reason of some earlier time
 
 
 async def guest(vcpu: HypercallVcpu) -> str:
@@ -205,23 +227,18 @@ async def guest(vcpu: HypercallVcpu) -> str:
         code = []
         for byte in vcpu.text:
             code.append(await READ_ONCE(byte))
-        vcpu.fetched = noted(vcpu.fetched, code)
         name, length = decode(tuple(code))
         if name == "int3":
             vcpu.fault = "#BP"
         elif name == "mov" and code[0] != LOCK_PREFIX:  # it stores to a device: never mapped
             return "#PF"
         elif name == NATIVE_NAME[vcpu.host] and code[0] != LOCK_PREFIX:
-            vcpu.rip += length
+            vcpu.vm.calls.skip_emulated_instruction(vcpu, length)
             return "hypercall"
         elif await vcpu.vm.calls.ud_is_intercepted(vcpu):
+            vcpu.uds = min(vcpu.uds + 1, 2)  # at this host: 0, 1, more
             return "#UD"
     return "hlt"
-
-
-def noted(seen: tuple[str, ...], code: list[str]) -> tuple[str, ...]:
-    """`seen` and these bytes."""
-    return tuple(dict.fromkeys((*seen, " ".join(code))))
 
 
 # ---- exits --------------------------------------------------------------------------------------------------------------------
@@ -245,49 +262,68 @@ async def handle_vmcall(vcpu: HypercallVcpu) -> int:
     return 1
 
 
+def skip_emulated_instruction(vcpu: HypercallVcpu, length: int) -> None:
+    """The handlers' first act.  VMX is told the length by the CPU; SVM takes 3 for granted.  [svm.c vmmcall_interception]"""
+    vcpu.rip += 3 if vcpu.host == AMD else length
+
+
 async def kvm_mmu_page_fault(vcpu: HypercallVcpu) -> int:
-    """Map the page, or emulate an access to a device; kvm->lock is held for both.  [mmu.c kvm_mmu_page_fault, 2007]"""
+    """Map the page, or emulate an access to a device; kvm->lock is held for both.  [vmx.c handle_exception, svm.c]"""
     async with vcpu.kvm.lock.held_by(vcpu):
-        await vcpu.vm.calls.page_fault(vcpu)
+        emulated = await page_fault(vcpu)
+    if emulated == EMULATE_FAIL:
+        vcpu.exit_reason = KVM_EXIT_EXCEPTION
+        return 0
     return 1
 
 
-async def page_fault(vcpu: HypercallVcpu) -> None:
+async def page_fault(vcpu: HypercallVcpu) -> int:
     """The text is mapped if it is not; what faults though it is mapped is an access to a device.  [mmu.c]"""
     if not vcpu.tlb:
         await WRITE_ONCE(vcpu.kvm.spte, True)
-    elif await vcpu.vm.calls.emulate_instruction(vcpu, False) == EMULATE_FAIL:
-        vcpu.note("kvm_report_emulation_failure")  # a line in the log, and the guest goes on
+        return EMULATE_DONE
+    emulated: int = await vcpu.vm.calls.emulate_instruction(vcpu, False)
+    return emulated
 
 
 # ---- the emulator -------------------------------------------------------------------------------------------------------------
 
 
 async def emulate_instruction(vcpu: HypercallVcpu, trap_ud: bool) -> int:
-    """Fetch at CS:RIP through the host's mapping, byte by byte, and execute.  [kvm_main.c, x86_emulate.c insn_fetch]"""
-    name, length = await emulator_fetch(vcpu)
+    """Fetch at CS:RIP through the host's mapping, byte by byte, and execute, whatever it is.  [kvm_main.c, x86_emulate.c]"""
+    name, length = await emulator_fetch(vcpu, trap_ud)
+    rc = await x86_emulate_insn(vcpu, name, length)
+    return EMULATE_FAIL if rc == X86EMUL_UNHANDLEABLE else EMULATE_DONE
+
+
+async def x86_emulate_insn(vcpu: HypercallVcpu, name: str, length: int) -> int:
+    """Execute what was decoded.  [x86_emulate.c x86_emulate_memop; of that name since 2.6.25]"""
+    if name in ("vmcall", "vmmcall"):
+        rc: int = await vcpu.vm.calls.em_hypercall(vcpu, name, length)
+        return rc
     if name == "mov":
         vcpu.rip += length
-        return EMULATE_DONE
-    if name in ("vmcall", "vmmcall"):
-        result: int = await vcpu.vm.calls.em_hypercall(vcpu, name, length)
-        return result
-    return EMULATE_DONE if name == "#PF" else EMULATE_FAIL
+    return X86EMUL_CONTINUE if name in ("mov", "#PF") else X86EMUL_UNHANDLEABLE
 
 
-async def emulator_fetch(vcpu: HypercallVcpu) -> tuple[str, int]:
-    """The emulator's own fetch: no lock, and not the fetch that trapped."""
+async def emulator_fetch(vcpu: HypercallVcpu, trap_ud: bool) -> tuple[str, int]:
+    """The emulator's own fetch: no lock, and not the fetch that trapped.  [x86_emulate.c insn_fetch]
+
+    Nothing is injected if a byte is not mapped: the CPU meets that by itself when it executes the instruction again.  Here the
+    guest has its #PF at once.
+    """
     code: list[str] = []
     for byte in vcpu.text:
         if not await translates(vcpu, len(code)):
             return "#PF", 0
         code.append(await READ_ONCE(byte))
-    vcpu.emulated = noted(vcpu.emulated, code)
-    return decode(tuple(code))
+    name, length = decode(tuple(code))
+    vcpu.checkpoint(f"emulates {name} of {length} bytes, {trap_ud=}")  # trap_ud tells which exit this is
+    return name, length
 
 
 async def translates(vcpu: HypercallVcpu, nr: int) -> bool:
-    """Guest page tables for byte `nr` of the instruction; what is not present is a #PF of the guest's.  [kvm_main.c, 2007]"""
+    """Guest page tables for byte `nr` of the instruction; what is not present is a #PF of the guest's.  [mmu.c gva_to_gpa]"""
     if vcpu.kvm.straddles and nr == 2 and not await READ_ONCE(vcpu.kvm.pte):
         vcpu.fault = "#PF"
         return False
@@ -295,71 +331,87 @@ async def translates(vcpu: HypercallVcpu, nr: int) -> bool:
 
 
 async def em_hypercall(vcpu: HypercallVcpu, name: str, length: int) -> int:
-    """Patch, run the hypercall, then commit the emulator's copy of the registers over it.  [x86_emulate.c, 7aa81cc04781]"""
+    """Patch, run the hypercall, then commit the emulator's copy of the registers over it.  [x86_emulate.c]"""
     copy = vcpu.rax
-    if await vcpu.vm.calls.kvm_fix_hypercall(vcpu):
-        return EMULATE_DONE  # rc is not X86EMUL_UNHANDLEABLE: handled, says the emulator
+    rc: int = await vcpu.vm.calls.kvm_fix_hypercall(vcpu)
+    if rc != X86EMUL_CONTINUE:
+        return rc  # and -EFAULT is not X86EMUL_UNHANDLEABLE: handled, says the emulator
     vcpu.vm.calls.kvm_emulate_hypercall(vcpu)
     vcpu.rax = copy
     vcpu.rip += length
-    return EMULATE_DONE
+    return X86EMUL_CONTINUE
 
 
 async def kvm_fix_hypercall(vcpu: HypercallVcpu) -> int:
-    """Nobody has the page mapped while it is written: that is what zap and lock are for.  [kvm_main.c, 7aa81cc04781]"""
+    """Nobody has the page mapped while it is written: that is what zap and lock are for.  [kvm_main.c]"""
     async with vcpu.kvm.lock.held_by(vcpu):
         await vcpu.vm.calls.kvm_mmu_zap_all(vcpu)
-        result = await write_hypercall(vcpu)
-    return result
+        rc = await write_hypercall(vcpu)
+    return -EFAULT if rc != X86EMUL_CONTINUE else rc
 
 
 async def write_hypercall(vcpu: HypercallVcpu) -> int:
     """patch_hypercall() and emulator_write_emulated() at RIP, which is taken for a linear address."""
-    result: int = await vcpu.vm.calls.emulator_write_emulated(vcpu, vcpu.rip, NATIVE[vcpu.host])
-    return result
+    rc: int = await vcpu.vm.calls.emulator_write_emulated(vcpu, vcpu.rip, NATIVE[vcpu.host])
+    return rc
 
 
 async def kvm_mmu_zap_all(vcpu: HypercallVcpu) -> None:
     """Drop all shadow page table entries and flush.  [mmu.c]"""
+    vcpu.zaps = min(vcpu.zaps + 1, 2)
     await WRITE_ONCE(vcpu.kvm.spte, False)
     await vcpu.vm.calls.kvm_flush_remote_tlbs(vcpu)
 
 
-async def kvm_flush_remote_tlbs(vcpu: HypercallVcpu) -> None:
-    """Ask every vCPU to flush before it enters again; IPI the others out of the guest, and wait.  [kvm_main.c, 2007]"""
-    for other in await request_flush(vcpu):
-        await other.pcpu.await_ack()
+async def kvm_flush_remote_tlbs(me: Any) -> None:
+    """Ask every vCPU to flush before it enters again; IPI the others out of the guest, and wait.  [kvm_main.c]"""
+    asked = await request_flush(me)
+    await call_others(me, asked)
+    for other in asked:
+        await other.pcpu.wait_for_call(me.csd)
 
 
-async def request_flush(vcpu: HypercallVcpu) -> list[HypercallVcpu]:
-    """The first half: requests and IPIs; the vCPUs whose answers are outstanding.  One that was asked before is passed over."""
-    asked = []
-    for other in vcpu.vm.vcpus:
-        if await test_and_set_bit(KVM_TLB_FLUSH, other.requests) or other is vcpu:
-            continue
-        await send_ipi(other.pcpu.name)
-        asked.append(other)
+async def request_flush(me: Any) -> list[HypercallVcpu]:
+    """The requests: the vCPUs whose CPUs have to answer.  One that was asked before is passed over."""
+    asked: list[HypercallVcpu] = []
+    for other in me.vm.vcpus:
+        if not await test_and_set_bit(KVM_TLB_FLUSH, other.requests) and other is not me:
+            asked.append(other)
     return asked
 
 
+async def call_others(me: Any, others: list[HypercallVcpu]) -> None:
+    """smp_call_function_mask(): a call queued at each CPU, and an IPI.  Each vCPU thread has its own CPU and stays there."""
+    for other in others:
+        await other.pcpu.queue_call(me.csd)
+        await send_ipi(other.pcpu.name)
+
+
 async def emulator_write_emulated(vcpu: HypercallVcpu, address: int, code: Code) -> int:
-    """Mark the page dirty, copy; what the guest's page tables allow is not asked.  [kvm_main.c emulator_write_phys, 2007]"""
+    """Mark the page dirty, copy; what the guest's page tables allow is not asked.  [kvm_main.c emulator_write_phys]"""
+    if not await gfn_to_page(vcpu.kvm):
+        return X86EMUL_CONTINUE  # the address is a device's then: the bytes go to userspace as MMIO
     await vcpu.vm.calls.mark_page_dirty(vcpu)
     return await copy_to_guest(vcpu, address, code)
 
 
+async def gfn_to_page(kvm: Kvm) -> bool:
+    """Is there memory behind the guest's page?  No reference is taken: the pages are the slot's.  [kvm_main.c gfn_to_page]"""
+    return not kvm.removable or bool(await READ_ONCE(kvm.slot))
+
+
 async def copy_to_guest(vcpu: HypercallVcpu, address: int, code: Code) -> int:
     """memcpy(), page by page: one store a byte is the weakest that it may be."""
-    for nr, (cell, byte) in enumerate(zip(vcpu.kvm.text[address:], code, strict=False)):
+    for nr, (cell, byte) in enumerate(zip(vcpu.kvm.text[vcpu.site + address :], code, strict=False)):
         if not await translates(vcpu, nr):
-            return -EFAULT
+            return X86EMUL_PROPAGATE_FAULT  # and inject_page_fault() has been called
         await WRITE_ONCE(cell, byte)
-    return 0
+    return X86EMUL_CONTINUE
 
 
-async def mark_page_dirty(vcpu: HypercallVcpu) -> None:
-    """Live migration copies the page again.  [kvm_main.c mark_page_dirty]"""
-    await set_bit(0, vcpu.kvm.dirty)
+async def mark_page_dirty(vcpu: HypercallVcpu, gfn: int = TEXT_PAGE) -> None:
+    """Live migration copies the page again.  [kvm_main.c]"""
+    await set_bit(gfn, vcpu.kvm.dirty)
 
 
 # ---- the hypercall itself: registers are the vCPU's own, so nothing here is a step --------------------------------------------
@@ -368,7 +420,7 @@ async def mark_page_dirty(vcpu: HypercallVcpu) -> None:
 def kvm_emulate_hypercall(vcpu: HypercallVcpu) -> int:
     """nr = RAX, arguments from RBX on, the result in RAX.  Always 0, which the callers must not return.  [kvm_main.c]"""
     mask: int = vcpu.vm.calls.hypercall_mask(vcpu)
-    vcpu.inputs = (vcpu.rax & mask, A0 & mask)
+    vcpu.inputs = (vcpu.rax & mask, vcpu.rbx & mask)
     vcpu.rax = vcpu.vm.calls.hypercall_result(vcpu)
     return 0
 
@@ -384,57 +436,13 @@ def hypercall_result(vcpu: HypercallVcpu) -> int:
 
 
 def complete_hypercall(vcpu: HypercallVcpu) -> None:
-    """KVM_RUN begins; the old ABI's exit is completed, though nothing exits so any more.  [kvm_main.c kvm_vcpu_ioctl_run]"""
+    """KVM_RUN begins; RAX = run->hypercall.ret if such an exit was the last.  [kvm_main.c kvm_vcpu_ioctl_run]"""
     if vcpu.exit_reason == KVM_EXIT_HYPERCALL:
-        vcpu.rax, vcpu.exit_reason = -EINVAL_OLD, 0
+        vcpu.rax = -EINVAL_OLD
 
 
 async def guest_boot(vcpu: HypercallVcpu) -> None:
     """The new ABI: nothing to register; the guest knows it from CPUID."""
-
-
-# ---- live migration -----------------------------------------------------------------------------------------------------------
-
-
-class Migration(Actor):
-    """The VMM's migration thread: copy the text while the guest runs, stop it, copy what is dirty, go on at an AMD host."""
-
-    def __init__(self, vm: Any, kvm: Kvm) -> None:
-        super().__init__(vm, "migration")
-        self.kvm = kvm
-        self.image: Code
-        self.private(image=())
-
-    async def copy(self) -> None:
-        """Read the text."""
-        image = []
-        for cell in self.kvm.text[:3]:
-            image.append(await READ_ONCE(cell))
-        self.image = tuple(image)
-
-    async def get_dirty_log(self) -> int:
-        """Take the dirty bit under kvm->lock.  [kvm_main.c kvm_vm_ioctl_get_dirty_log]"""
-        async with self.kvm.lock.held_by(self):
-            dirty: int = await xchg(self.kvm.dirty, 0)
-        return dirty
-
-    async def run(self) -> None:
-        """One round while the guest runs, the rest while it is stopped."""
-        await self.copy()
-        for vcpu in self.vm.vcpus:
-            await WRITE_ONCE(vcpu.stop, True)
-            await smp_mb()
-            await send_ipi(vcpu.pcpu.name)
-            await vcpu.pcpu.await_ack()
-            await await_eq(vcpu.stopped, True)
-        if await self.get_dirty_log():
-            await self.copy()
-        for cell, byte in zip(self.kvm.text, self.image, strict=False):
-            await WRITE_ONCE(cell, byte)  # the destination's memory
-        await WRITE_ONCE(self.kvm.spte, False)
-        await WRITE_ONCE(self.kvm.host, AMD)
-        for vcpu in self.vm.vcpus:
-            await smp_store_release(vcpu.stop, False)
 
 
 #: What variants may replace: the code of 7aa81cc04781 as it was committed.
@@ -456,7 +464,7 @@ HYPERCALL_FUNCTIONS: dict[str, Callable[..., Any]] = {
         kvm_mmu_page_fault,
         kvm_mmu_zap_all,
         mark_page_dirty,
-        page_fault,
+        skip_emulated_instruction,
         ud_is_intercepted,
     )
 }

@@ -64,7 +64,7 @@ class Op:
         return f"<op {describe(self)}>"
 
 
-_NO_ARGUMENTS = {"vm_enter", "ipi", "call_ipi", "irq_enable"}
+_NO_ARGUMENTS = {"vm_enter", "ipi", "irq_enable"}
 
 
 def describe(op: Op) -> str:
@@ -106,7 +106,6 @@ def masked(op: Op) -> str:
 
 # Bits of the one cell of a physical CPU, see actors.pcpu; from CALL_QUEUED on, one for each CPU that may call a function there.
 IRQS_OFF, IN_GUEST, IPI_PENDING, CALL_QUEUED = 1, 2, 4, 8
-IPI_ACKED = 1 << 20  # where a call IPI's handler says that it ran
 
 
 def _cmpxchg(value: Any, a: Any, b: Any) -> Any:
@@ -124,11 +123,6 @@ def _ipi(value: int, _a: Any, _b: Any) -> int:
     return value | IPI_PENDING if value & IRQS_OFF else value & (CALL_QUEUED - 1)
 
 
-def _call_ipi(value: int, _a: Any, _b: Any) -> int:
-    # smp_call_function(): as above, but the handler tells the sender that it ran.
-    return value | IPI_PENDING if value & IRQS_OFF else value | IPI_ACKED
-
-
 def _irq_enable(value: int, _a: Any, _b: Any) -> int:
     # The handler of a pending IPI runs and answers what is queued; a call whose IPI has not arrived yet stays queued.
     return value & (CALL_QUEUED - 1) & ~(IRQS_OFF | IPI_PENDING) if value & IPI_PENDING else value & ~IRQS_OFF
@@ -143,7 +137,6 @@ RMW = {
     "cmpxchg": _cmpxchg,
     "vm_enter": _vm_enter,
     "ipi": _ipi,
-    "call_ipi": _call_ipi,
     "irq_enable": _irq_enable,
 }
 

@@ -11,7 +11,7 @@ from typing import Any
 from actors.actor import Actor, Cell
 from actors.guest import APIC_DM_FIXED, APIC_DM_INIT, APIC_DM_NMI, APIC_DM_STARTUP
 from actors.lapic import KVM_APIC_INIT, KVM_APIC_SIPI, Lapic
-from actors.ops import CALL_QUEUED, IN_GUEST, IPI_ACKED, IPI_PENDING, IRQS_OFF, Code, Op, Order, masked
+from actors.ops import CALL_QUEUED, IN_GUEST, IPI_PENDING, IRQS_OFF, Code, Op, Order, masked
 from actors.pcpu import Pcpu
 from actors.requests import (
     EXITING_GUEST_MODE,
@@ -104,7 +104,7 @@ def words(step: Step, mine: Actor | None = None) -> list[str]:
         return [f"choose({op.a}) == {step.result}"]
     if step.kind == IPI:
         assert cell is not None
-        return _ipi(cell.owner.name, step.before, "acked" if op.fn == "call_ipi" else "kick gone")
+        return _ipi(cell.owner.name, step.before)
     if cell is None:
         if op.code == Code.SEND:
             return [f"smp_send_reschedule({op.a})", f"IPI to {op.a}"]
@@ -165,8 +165,6 @@ def _own_cpu(step: Step, op: Op) -> list[str]:
     before: int = step.before
     assert step.cell is not None
     cpu = step.cell.owner.name
-    if op.a == IPI_ACKED:
-        return ["handler of the IPI: acks it", "acks the IPI"]
     if op.fn == "await_masked":
         return [f"waited: {cpu} has answered", f"{cpu} has answered"]
     if op.fn == "vm_enter":
@@ -190,12 +188,12 @@ def _own_cpu(step: Step, op: Op) -> list[str]:
     return ["guest: no interrupt"]
 
 
-def _ipi(pcpu: str, before: int, handled: str) -> list[str]:
+def _ipi(pcpu: str, before: int) -> list[str]:
     if before & IN_GUEST:
         return [f"IPI arrives at {pcpu}: forces a VM exit", f"IPI at {pcpu}: VM exit"]
     if before & IRQS_OFF:
         return [f"IPI arrives at {pcpu}: pending, IRQs are off", f"IPI at {pcpu}: pending"]
-    return [f"IPI arrives at {pcpu}: handled by the host, {handled}", f"IPI at {pcpu}: {handled}"]
+    return [f"IPI arrives at {pcpu}: handled by the host, kick gone", f"IPI at {pcpu}: kick gone"]
 
 
 def tracepoint(name: str, fields: Mapping[str, Any]) -> str:

@@ -2,263 +2,141 @@
 
 Intel's vmcall (0f 01 c1) and AMD's vmmcall (0f 01 d9) do the same, and each is #UD on the other's CPUs.  Before the patch a
 guest registers a page by an MSR and KVM writes the right instruction into it: once, so it is the wrong one after a live
-migration to the other vendor; and with plain stores, so another vCPU that calls the page meanwhile can fetch a mix of old and
-new bytes.  The patch ("after") has the guest inline either instruction.  KVM takes the #UD and writes the host's own over it,
-with kvm->lock held, all mappings zapped and all vCPUs flushed out of the guest: nobody can fetch while it writes.
+migration to the other vendor (H-1); with plain stores, so a vCPU that calls the page meanwhile can fetch a mix (H-2); for each
+vCPU alone (H-3, two_pages); and without a lock, so that the page may be freed meanwhile (H-4, slot_removed), or its dirty bit
+taken before the bytes are there (precopy).  The patch ("after") has the guest inline either instruction.  KVM takes the #UD and
+writes the host's own over it, with kvm->lock held, all mappings zapped and all vCPUs flushed out of the guest: nobody can fetch
+while it writes.
 
 Only one byte differs, so a plain vmcall needs none of that: no mix of the two is a third instruction (set-up smp; the zap was
 dropped later).  With a prefix it is needed (prefixed), and there the patch has a bug that is in 6.16 still: the three bytes are
 written over the prefix, and a stray byte is left behind (prefix_twice).  The emulator's own fetch never was under the lock, so
-it can be torn even where no CPU's fetch can (emulator_fetch).
+it can be torn even where no CPU's fetch can (emulator_fetch); what the guest stores after that fetch is lost, and what it stores
+before is answered by a #UD that belongs to the instruction that was there (poke).
 
-As it was committed the patch also loses the result of the first call (H-M8, set-up first_call), and locks kvm->lock twice when
-the emulator meets a hypercall under a page fault (rewrite).  33e3885de251 has the CPU re-execute a vmcall that was patched.  A
-vmmcall was patched and then skipped (case 3 of group 7 in x86_emulate.c, 2.6.30; em_vmmcall() in emulate.c, 3.11): that is
-H-M9, until em_hypercall() took the place of both.  RIP is still taken for a linear address (cs_base): since the CPU re-executes,
-that is an endless #UD loop, and bytes elsewhere are overwritten.
+As it was committed the patch also loses the result of the first call (H-M8, first_call), and locks kvm->lock twice when the
+emulator meets a hypercall under a page fault (rewrite).  33e3885de251 has the CPU re-execute a vmcall that was patched.  A
+vmmcall was patched and then skipped (case 3 of group 7 in x86_emulate.c, 2.6.30; em_vmmcall() in emulate.c, 3.18): that is H-M9,
+until em_hypercall() took the place of both.  RIP is still taken for a linear address (cs_base): since the CPU re-executes, that
+is an endless #UD loop, and bytes elsewhere are overwritten.  3.8 to 3.18 inject a stale vector if the write fails (read_only).
+SVM of 2007 takes every vmmcall for 3 bytes long, so that a prefixed one goes on in its own last byte (prefixed_amd).
 
-The mutants H-M1 and H-M2 are "before" in set-ups migration and smp, H-M8 is "after" itself, H-M14 (two vCPUs fix one site) is
-"after" in smp.  Modelled: the bytes, fetch by CPU and emulator, #UD and #PF exits, the flush with its IPIs and answers, dirty bit
-and migration.  Left out: known hypercall numbers, nested guests, the hypercall page of a removed memslot, guest TLBs in straddle.
+H-M1 and H-M2 are "before" in migration and smp, H-M8 is "after" itself, H-M14 (two vCPUs fix one site) is "after" in smp; H-M5
+became real with 10589a4699bb and aaee2c94f7a1 (mmu_lock).  A ring-3 program can have all mappings zapped as often as it likes:
+no race, but counted (ring3_zaps).  A vendor's callback that wrote 4 bytes would overrun 3 on the stack: no race, and not here.
+Left out: known hypercall numbers, nested guests, guest TLBs in straddle and poke, reads of a page that was freed.
 """
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from actors.hypercall import (
-    A0,
-    EFAULT,
+    AMD,
     EINVAL_OLD,
-    EMULATE_DONE,
-    EMULATE_FAIL,
+    FREED,
     HYPERCALL_FUNCTIONS,
     INT3,
     INTEL,
     KVM_ENOSYS,
     KVM_EPERM,
     KVM_EXIT_HYPERCALL,
-    KVM_TLB_FLUSH,
     LOCK_PREFIX,
     LOW32,
     NATIVE,
-    NR,
     OPERAND_SIZE,
+    PARA_PAGE,
     RET,
+    TEXT_PAGE,
     VMCALL,
     VMMCALL,
     Code,
     HypercallVcpu,
     Kvm,
-    Migration,
-    copy_to_guest,
-    emulator_fetch,
-    handle_ud,
-    hypercall_result,
-    kvm_emulate_hypercall,
-    page_fault,
-    request_flush,
-    write_hypercall,
 )
-from actors.ops import IN_GUEST, READ_ONCE, WRITE_ONCE, send_ipi, test_and_set_bit
+from actors.hypercall_later import (
+    em_hypercall_2_6_26,
+    em_hypercall_2_6_30,
+    em_hypercall_today,
+    emulate_instruction_3_11,
+    emulate_instruction_trap_ud,
+    fix_hypercall_2_6_25,
+    fix_hypercall_2_6_34,
+    fix_hypercall_3_11,
+    fix_hypercall_quirk_off,
+    hypercall_mask_today,
+    hypercall_result_cpl,
+    hypercall_result_today,
+    kvm_mmu_zap_all_2_6_25,
+    no_exit_to_complete,
+    page_fault_2_6_25,
+    skip_emulated_instruction_today,
+    write_emulated_2_6_25,
+    write_emulated_3_11,
+    write_emulated_today,
+)
+from actors.hypercall_mutants import (
+    emulated_only,
+    ipi_first,
+    m3_write_first,
+    m4_no_wait,
+    m5_unlocked_write,
+    m6_fault_unlocked,
+    m9_skipped,
+    m10_ud_locks,
+    m11_efault,
+    m12_mask,
+    m13_result,
+    not_dirty,
+)
+from actors.hypercall_page import (
+    CASE_NAMES,
+    HYPERCALL,
+    PAGE_SIZE,
+    OldGuest,
+    ParaState,
+    call_of,
+    em_hypercall_nop,
+    expected,
+    guest_registers,
+    handle_vmcall_before,
+    handle_vmcall_documented,
+    register_para_locked,
+    register_para_unchecked,
+    ud_goes_to_the_guest,
+    vcpu_register_para,
+)
+from actors.hypercall_vmm import Migration, Userspace, delete_slot, poker, reader, rewriter, swapper
+from actors.ops import IN_GUEST
 from actors.ops import Code as OpCode
 from actors.thread import Thread
 from racevisor import Always, Claim, Monitor, Never, Scenario, Setup, Sometimes, Step, Variant, Violation, Vm
 
-
-# One blank line between functions from here to `fmt: on`, so that a version is seen on one screen.
 # fmt: off
-# ---- before: the old ABI
-async def vcpu_register_para(vcpu: HypercallVcpu) -> None:
-    """WRMSR 0x87655678: versions, the four bytes `vmcall; ret` through the kernel's mapping, ret = 0.  [kvm_main.c, 2.6.23]"""
-    if vcpu.registers:
-        await WRITE_ONCE(vcpu.kvm.host_version, 1)
-        await vcpu.vm.calls.mark_page_dirty(vcpu)
-        await copy_to_guest(vcpu, 0, (*NATIVE[vcpu.host], RET))
-        await WRITE_ONCE(vcpu.kvm.para_ret, 0)
-
-async def ud_goes_to_the_guest(vcpu: HypercallVcpu) -> bool:
-    """Only #PF is intercepted.  [vmx.c update_exception_bitmap, 2.6.23]"""
-    vcpu.fault = "#UD"
-    return False
-
-async def em_hypercall_unknown(vcpu: HypercallVcpu, name: str, length: int) -> int:
-    """The emulator knows neither instruction.  [x86_emulate.c, 2.6.23]"""
-    return EMULATE_FAIL
-
-async def handle_vmcall_before(vcpu: HypercallVcpu) -> int:
-    """A number that KVM does not know goes to userspace, which leaves ret = -EINVAL.  [kvm_main.c kvm_hypercall, 2.6.23]"""
-    vcpu.inputs = (vcpu.rax, A0) if vcpu.long_mode else (vcpu.rax & LOW32, A0 & LOW32)
-    vcpu.exit_reason = KVM_EXIT_HYPERCALL
-    return 0
-
-# ---- re-execution, and what else came later
-async def em_hypercall_2_6_30(vcpu: HypercallVcpu, name: str, length: int) -> int:
-    """RIP is set back in the vmcall case only.  [x86_emulate.c, 2.6.30; em_vmcall() and em_vmmcall() of emulate.c, 3.11]"""
-    if not await vcpu.vm.calls.kvm_fix_hypercall(vcpu) and name == "vmmcall":
-        vcpu.rip += length
-    return EMULATE_DONE
-
-async def em_hypercall_today(vcpu: HypercallVcpu, name: str, length: int) -> int:
-    """Patch and let the processor re-execute.  [emulate.c em_hypercall, 6.16]"""
-    await vcpu.vm.calls.kvm_fix_hypercall(vcpu)
-    return EMULATE_DONE
-
-async def emulate_instruction_trap_ud(vcpu: HypercallVcpu, trap_ud: bool) -> int:
-    """EMULTYPE_TRAP_UD: nothing but a hypercall is emulated because of a #UD.  [x86.c, 571008daccc1]"""
-    name, length = await emulator_fetch(vcpu)
-    if name in ("vmcall", "vmmcall"):
-        result: int = await vcpu.vm.calls.em_hypercall(vcpu, name, length)
-        return result
-    if name == "mov" and not trap_ud:
-        vcpu.rip += length
-        return EMULATE_DONE
-    return EMULATE_DONE if name == "#PF" else EMULATE_FAIL
-
-async def fix_hypercall_2_6_25(vcpu: HypercallVcpu) -> int:
-    """mmu_lock is held in kvm_mmu_zap_all() only: what kept others from mapping the page again is gone.  [x86.c, 2.6.25]"""
-    async with vcpu.kvm.mmu_lock.held_by(vcpu):
-        await vcpu.vm.calls.kvm_mmu_zap_all(vcpu)
-    return await write_hypercall(vcpu)
-
-async def page_fault_2_6_25(vcpu: HypercallVcpu) -> int:
-    """Emulation is outside of mmu_lock.  [mmu.c kvm_mmu_page_fault, 2.6.25]"""
-    if vcpu.tlb:
-        await page_fault(vcpu)
-    else:
-        async with vcpu.kvm.mmu_lock.held_by(vcpu):
-            await page_fault(vcpu)
-    return 1
-
-async def fix_hypercall_3_11(vcpu: HypercallVcpu) -> int:
-    """No zap any more.  [x86.c emulator_fix_hypercall, 3.11 to 6.16]"""
-    return await write_hypercall(vcpu)
-
-async def fix_hypercall_quirk_off(vcpu: HypercallVcpu) -> int:
-    """KVM_X86_QUIRK_FIX_HYPERCALL_INSN is disabled: the guest gets its #UD.  [x86.c emulator_fix_hypercall, f1a9761fbb00]"""
-    vcpu.fault = "#UD"
-    return EFAULT
-
-async def write_emulated_today(vcpu: HypercallVcpu, address: int, code: Code) -> int:
-    """The guest's page tables are asked, #PF is injected; dirty after the copy.  [x86.c emulator_write_emulated, 3.11]"""
-    if not vcpu.kvm.writable:
-        vcpu.fault = "#PF"
-        return EFAULT
-    failed = await copy_to_guest(vcpu, address, code)
-    await vcpu.vm.calls.mark_page_dirty(vcpu)
-    return failed
-
-def no_exit_to_complete(vcpu: HypercallVcpu) -> None:
-    """Nothing of the old ABI is left in KVM_RUN.  [x86.c kvm_arch_vcpu_ioctl_run since complete_mmio()]"""
-
-def hypercall_mask_today(vcpu: HypercallVcpu) -> int:
-    """is_64_bit_mode(): the code segment decides.  [x86.c kvm_emulate_hypercall, 4.19]"""
-    return -1 if vcpu.code64 else LOW32
-
-def hypercall_result_today(vcpu: HypercallVcpu) -> int:
-    """Ring 0 only, and 32 bits to 32-bit code.  [x86.c kvm_emulate_hypercall, 4.19]"""
-    result = -KVM_EPERM if vcpu.cpl else -KVM_ENOSYS
-    return result if vcpu.code64 else result & LOW32
-
-def hypercall_result_cpl(vcpu: HypercallVcpu) -> int:
-    """[x86.c kvm_emulate_hypercall, 07708c4af134]"""
-    return -KVM_EPERM if vcpu.cpl else hypercall_result(vcpu)
-
-# ---- mutants
-async def m3_write_first(vcpu: HypercallVcpu) -> int:
-    """kvm_fix_hypercall(): the write before the zap."""
-    async with vcpu.kvm.lock.held_by(vcpu):
-        result = await write_hypercall(vcpu)
-        await vcpu.vm.calls.kvm_mmu_zap_all(vcpu)
-    return result
-
-async def m4_no_wait(vcpu: HypercallVcpu) -> None:
-    """kvm_flush_remote_tlbs(): IPIs are sent, nobody waits for them."""
-    await request_flush(vcpu)
-
-async def ipi_first(vcpu: HypercallVcpu) -> None:
-    """kvm_flush_remote_tlbs(): a vCPU that enters again between IPI and request keeps its TLB."""
-    others = [other for other in vcpu.vm.vcpus if other is not vcpu]
-    for other in others:
-        await send_ipi(other.pcpu.name)
-    for other in vcpu.vm.vcpus:
-        await test_and_set_bit(KVM_TLB_FLUSH, other.requests)
-    for other in others:
-        await other.pcpu.await_ack()
-
-async def m5_unlocked_write(vcpu: HypercallVcpu) -> int:
-    """kvm_fix_hypercall(): the lock is dropped between zap and write."""
-    async with vcpu.kvm.lock.held_by(vcpu):
-        await vcpu.vm.calls.kvm_mmu_zap_all(vcpu)
-    return await write_hypercall(vcpu)
-
-async def m6_fault_unlocked(vcpu: HypercallVcpu) -> int:
-    """kvm_mmu_page_fault() without kvm->lock."""
-    await page_fault(vcpu)
-    return 1
-
-async def m9_skipped(vcpu: HypercallVcpu, name: str, length: int) -> int:
-    """em_hypercall(): patch, and RIP behind the instruction all the same."""
-    await vcpu.vm.calls.kvm_fix_hypercall(vcpu)
-    vcpu.rip += length
-    return EMULATE_DONE
-
-async def m10_ud_locks(vcpu: HypercallVcpu) -> int:
-    """The #UD handler takes kvm->lock, as that of #PF does."""
-    async with vcpu.kvm.lock.held_by(vcpu):
-        return await handle_ud(vcpu)
-
-async def m11_no_fault(vcpu: HypercallVcpu, address: int, code: Code) -> int:
-    """emulator_write_emulated(): the write fails, and nothing is injected."""
-    if not vcpu.kvm.writable:
-        return EFAULT
-    return await write_emulated_today(vcpu, address, code)
-
-def m12_mask(vcpu: HypercallVcpu) -> int:
-    """32 bits, always."""
-    return LOW32
-
-async def m13_result(vcpu: HypercallVcpu) -> int:
-    """handle_vmcall() returns the 0 of kvm_emulate_hypercall()."""
-    return kvm_emulate_hypercall(vcpu)
-
-async def not_dirty(vcpu: HypercallVcpu) -> None:
-    """mark_page_dirty() is forgotten."""
-
-BEFORE: dict[str, Callable[..., Any]] = {
-    "guest_boot": vcpu_register_para, "ud_is_intercepted": ud_goes_to_the_guest, "handle_vmcall": handle_vmcall_before,
-    "em_hypercall": em_hypercall_unknown,
+Table = dict[str, Callable[..., Any]]
+BEFORE: Table = {
+    "guest_boot": guest_registers, "ud_is_intercepted": ud_goes_to_the_guest, "handle_vmcall": handle_vmcall_before,
+    "em_hypercall": em_hypercall_nop,
 }
-V2_6_25: dict[str, Callable[..., Any]] = {
-    "kvm_fix_hypercall": fix_hypercall_2_6_25, "kvm_mmu_page_fault": page_fault_2_6_25,
-    "emulate_instruction": emulate_instruction_trap_ud,
+MMU_LOCK: Table = {
+    "kvm_fix_hypercall": fix_hypercall_2_6_25, "kvm_mmu_page_fault": page_fault_2_6_25, "kvm_mmu_zap_all": kvm_mmu_zap_all_2_6_25,
+    "emulator_write_emulated": write_emulated_2_6_25,
 }
-V2_6_30: dict[str, Callable[..., Any]] = {**V2_6_25, "em_hypercall": em_hypercall_2_6_30}
-V3_11: dict[str, Callable[..., Any]] = {
-    **V2_6_30, "kvm_fix_hypercall": fix_hypercall_3_11, "emulator_write_emulated": write_emulated_today,
-    "hypercall_result": hypercall_result_cpl, "complete_hypercall": no_exit_to_complete,
+V2_6_25: Table = {**MMU_LOCK, "emulate_instruction": emulate_instruction_trap_ud}
+V2_6_30: Table = {**V2_6_25, "em_hypercall": em_hypercall_2_6_30}
+V2_6_32: Table = {**V2_6_30, "hypercall_result": hypercall_result_cpl}
+V3_11: Table = {
+    **V2_6_32, "kvm_fix_hypercall": fix_hypercall_3_11, "emulator_write_emulated": write_emulated_3_11,
+    "emulate_instruction": emulate_instruction_3_11, "complete_hypercall": no_exit_to_complete,
 }
-TODAY: dict[str, Callable[..., Any]] = {
-    **V3_11, "em_hypercall": em_hypercall_today, "hypercall_mask": hypercall_mask_today,
-    "hypercall_result": hypercall_result_today,
+TODAY: Table = {
+    **V3_11, "em_hypercall": em_hypercall_today, "emulator_write_emulated": write_emulated_today,
+    "hypercall_mask": hypercall_mask_today, "hypercall_result": hypercall_result_today,
+    "skip_emulated_instruction": skip_emulated_instruction_today,
 }
 
-async def reader(me: Thread) -> None:
-    """Another CPU of the guest reads its text as data."""
-    for cell in me.vm.vcpus[0].kvm.text[:3]:
-        await READ_ONCE(cell)
-
-async def swapper(me: Thread) -> None:
-    """Another CPU of the guest unmaps the second page of the site, and maps it again."""
-    await WRITE_ONCE(me.vm.vcpus[0].kvm.pte, False)
-    await WRITE_ONCE(me.vm.vcpus[0].kvm.pte, True)
-
-async def rewriter(me: Thread) -> None:
-    """Another CPU of the guest rewrites `mov %eax,(%rcx)` into a hypercall, with one store of one byte."""
-    await WRITE_ONCE(me.vm.memory.text0, "0f")
-
-def sometimes(*setups: str, word: Claim = Sometimes) -> dict[str, Claim]:
+def sometimes(*setups: str) -> dict[str, Claim]:
     """The claim for set-ups whose bad outcome is met on some schedules."""
-    return dict.fromkeys(setups, word)
+    return dict.fromkeys(setups, Sometimes)
 
 def always(*setups: str) -> dict[str, Claim]:
     """The claim for set-ups that always go wrong."""
@@ -272,11 +150,91 @@ def never(*setups: str) -> dict[str, Claim]:
 
 
 #: set-ups that go wrong because something is patched, or emulated
-NO_PATCHING = ("emulator_fetch", "prefix_twice", "rewrite", "read_only", "other_ud", "cs_base")
+NO_PATCHING = ("emulator_fetch", "prefix_twice", "rewrite", "read_only", "other_ud", "cs_base", "poke", "ring3_zaps")
+OLD: dict[str, Claim] = {
+    **never(*NO_PATCHING), **sometimes("smp", "migration", "two_pages", "slot_removed", "precopy", "poke"), **always("mode32"),
+}  # fmt: skip
+#: nothing says to userspace why KVM_RUN returned, and the result is lost
+UNEXPLAINED = always("first_call", "first_call_amd", "native", "user_mode")
+SPLIT: dict[str, Claim] = {**sometimes("prefixed"), **never("rewrite")}  # no lock from the zap to the write
+#: the model's answer, and right: set_bit() of the dirty log orders nothing, so it may be seen before the bytes; on x86 it may not
+WEAK: dict[str, Claim] = {"precopy": {"pso": Sometimes}}
+REEXECUTED: dict[str, Claim] = {**SPLIT, **never("other_ud", "first_call_amd")}
 FIXED_TODAY: dict[str, Claim] = {
-    **sometimes("prefixed"),
-    **never("rewrite", "other_ud", "first_call", "user_mode", "read_only", "compat", "leftover"),
+    **REEXECUTED, **never("first_call", "user_mode", "read_only", "compat", "mode32", "leftover", "ring3_zaps", "prefixed_amd"),
+}  # fmt: skip
+
+VARIANTS = {
+    "before": Variant("a page registered by MSR and written once; #UD is the guest's",
+                      BEFORE, {**OLD, **UNEXPLAINED}),
+    "after": Variant("the patch as committed: every #UD is emulated, hypercalls are patched and run there"),
+    "2.6.25": Variant("mmu_lock: no lock is held from the zap to the write; only hypercalls are emulated on #UD", V2_6_25,
+                      {**SPLIT, **never("other_ud"), **WEAK}),
+    "2.6.30": Variant("a patched vmcall is re-executed, a patched vmmcall is skipped", V2_6_30, REEXECUTED),
+    "3.11": Variant("no zap any more; ring 0 only; the guest's page tables are asked, and a stale vector is injected", V3_11,
+                    {**REEXECUTED, **never("user_mode", "leftover", "ring3_zaps"), **sometimes("straddle")}),
+    "today": Variant("6.16: vmmcall is re-executed too; 32-bit code is told from 32-bit mode", TODAY,
+                     {**FIXED_TODAY, **WEAK}),
+    "quirk_off": Variant("6.16 with KVM_X86_QUIRK_FIX_HYPERCALL_INSN disabled: the wrong instruction is the guest's #UD",
+                         {**TODAY, "kvm_fix_hypercall": fix_hypercall_quirk_off},
+                         {**FIXED_TODAY, **never(*NO_PATCHING, "prefixed"), **sometimes("rewrite")},
+                         {"H-L1": "userspace asked for it", "H-I2": "userspace asked for it"}),
+    "H-M3": Variant("write before zap", {"kvm_fix_hypercall": m3_write_first}, sometimes("prefixed")),
+    "H-M4": Variant("the flush does not wait for its IPIs", {"kvm_flush_remote_tlbs": m4_no_wait}, sometimes("prefixed")),
+    "H-M5": Variant("the lock is dropped between zap and write", {"kvm_fix_hypercall": m5_unlocked_write},
+                    sometimes("prefixed", "slot_removed", "precopy")),
+    "H-M6": Variant("the page fault handler takes no lock", {"kvm_mmu_page_fault": m6_fault_unlocked}, SPLIT),
+    "H-M9": Variant("today, and re-execution is forgotten: the hypercall is skipped", {**TODAY, "em_hypercall": m9_skipped},
+                    {**FIXED_TODAY, **always("first_call", "first_call_amd")}),
+    "H-M10": Variant("the #UD handler takes kvm->lock too", {"handle_ud": m10_ud_locks},
+                     {**always("smp", "prefixed", "emulator_fetch", "straddle"), **sometimes("migration")}),
+    "H-M11": Variant("today, and a failed write is -EFAULT, which injects nothing", {**TODAY, "kvm_fix_hypercall": m11_efault},
+                     {**FIXED_TODAY, **always("read_only")}),
+    "H-M12": Variant("inputs are masked to 32 bits, always", {"hypercall_mask": m12_mask}, always("native")),
+    "H-M13": Variant("the hypercall's 0 is returned from the exit handler", {"handle_vmcall": m13_result}, always("native")),
+    "not_dirty": Variant("the patched page is not marked dirty", {"mark_page_dirty": not_dirty},
+                         sometimes("migration", "precopy")),
+    "ipi_first": Variant("the flush sends its IPIs before it sets the requests", {"kvm_flush_remote_tlbs": ipi_first},
+                         sometimes("prefixed")),
+    "H-5": Variant("before, and KVM sets the exit reason that kvm.h documents",
+                   {**BEFORE, "handle_vmcall": handle_vmcall_documented},
+                   {**OLD, **never("first_call", "first_call_amd"), **sometimes("exit_lost")}),
+    "msr_locked": Variant("before, and the MSR takes kvm->lock", {**BEFORE, "vcpu_register_para": register_para_locked},
+                          {**OLD, **UNEXPLAINED, **never("slot_removed", "precopy")}),
+    "msr_unchecked": Variant("before, and the MSR checks nothing", {**BEFORE, "vcpu_register_para": register_para_unchecked},
+                             {**OLD, **UNEXPLAINED, **sometimes("register")}),
+    "mmu_lock": Variant("10589a4699bb, aaee2c94f7a1: mmu_lock in place of kvm->lock", MMU_LOCK, SPLIT),
+    "571008daccc1": Variant("only hypercalls are emulated on #UD", {"emulate_instruction": emulate_instruction_trap_ud},
+                            never("other_ud")),
+    "33e3885de251": Variant("2.6.25, and a patched vmcall is re-executed", {**V2_6_25, "em_hypercall": em_hypercall_2_6_26},
+                            REEXECUTED),
+    "07708c4af134": Variant("2.6.30, and hypercalls are ring 0's", V2_6_32, {**REEXECUTED, **never("user_mode")}),
+    "7edcface95c6": Variant("2.6.32, and errors of the write are X86EMUL_*: nothing that a guest sees",
+                            {**V2_6_32, "kvm_fix_hypercall": fix_hypercall_2_6_34}, {**REEXECUTED, **never("user_mode")}),
+    "no_zap": Variant("2.6.30 without the zap", {**V2_6_30, "kvm_fix_hypercall": fix_hypercall_3_11},
+                      {**REEXECUTED, **never("ring3_zaps")}),
+    "no_patch": Variant("the hypercall is run in the emulator, and nothing is patched", {"em_hypercall": emulated_only},
+                        {**sometimes("migration"), **never("first_call", "first_call_amd", "read_only", "cs_base", "rewrite",
+                                                           "emulator_fetch", "ring3_zaps")}),
+}  # fmt: skip
+#: variants that are one change of a bigger one, or about one set-up: where they have cells besides the set-ups that name them
+ELSEWHERE = {
+    "H-5": ("first_call", "native", "compat", "leftover", "migration"),
+    "mmu_lock": ("prefixed", "rewrite", "other_ud"),
+    "571008daccc1": ("rewrite", "other_ud", "first_call"),
+    "33e3885de251": ("first_call", "native", "other_ud"),
+    "07708c4af134": ("user_mode", "native", "first_call"),
+    "7edcface95c6": ("read_only", "straddle", "first_call"),
+    "no_zap": ("smp", "prefixed"),
+    "no_patch": ("first_call", "migration", "prefix_twice", "read_only", "cs_base"),
+    "msr_locked": ("smp",),
+    "msr_unchecked": (),
 }
+
+
+def cells(setup: str) -> tuple[str, ...]:
+    """The variants that have cells in a set-up which names none."""
+    return tuple(name for name in VARIANTS if name not in ELSEWHERE or setup in ELSEWHERE[name])
 
 
 class WholeFetch(Monitor):
@@ -320,15 +278,35 @@ class ShipsDirty(Monitor):
         return None
 
 
+class FreedPage(Monitor):
+    """KVM does not write into a page that the host has freed."""
+
+    check = "H-4"
+
+    def __init__(self, kvm: Kvm, paras: list[ParaState]) -> None:
+        super().__init__([*kvm.text, *(cell for para in paras for cell in (para.host_version, para.ret))], reads=[kvm.pages])
+        self.pages = kvm.pages
+
+    def on_step(self, step: Step) -> Violation | None:
+        if not step.writes or self.pages.value != FREED:
+            return None
+        assert step.cell is not None
+        return Violation(self.check, f"{step.cell.label} = {step.after} is written into a page that was freed", (step.n,))
+
+
 PREFIXED = (OPERAND_SIZE, *VMMCALL)
 #: text at the start, by set-up; the rest has AMD's instruction, and the host is Intel's
 TEXT: dict[str, Code] = {
-    "prefixed": PREFIXED, "emulator_fetch": PREFIXED, "prefix_twice": PREFIXED, "rewrite": ("89", *VMCALL[1:]),
-    "other_ud": (LOCK_PREFIX, "89", "01"), "cs_base": (RET, RET, RET, *VMMCALL),
-    **dict.fromkeys(("native", "compat", "user_mode", "leftover"), VMCALL),
+    "rewrite": ("89", *VMCALL[1:]), "other_ud": (LOCK_PREFIX, "89", "01"), "cs_base": (RET, RET, RET, *VMMCALL),
+    **dict.fromkeys(("prefixed", "emulator_fetch", "prefix_twice", "prefixed_amd"), PREFIXED),
+    **dict.fromkeys(("native", "compat", "mode32", "user_mode", "leftover", "exit_lost", "first_call_amd"), VMCALL),
 }  # fmt: skip
 RACES = ("smp", "prefixed", "emulator_fetch")
-REGISTERS = ("first_call", "native", "compat", "user_mode", "leftover")  # judged for them
+#: judged for registers; for where a hypercall ends, and how often it is #UD
+REGISTERS = ("first_call", "first_call_amd", "native", "compat", "mode32", "user_mode", "leftover", "exit_lost", "prefixed_amd")
+ENDS = ("smp", "straddle", "migration", "precopy", "prefix_twice", "poke")
+#: a #UD of one site at one host; not where the guest puts the wrong byte back, or unmaps it before it is written
+ONCE = ("smp", "migration", "precopy", "prefix_twice", "first_call", "first_call_amd")
 
 
 class HypercallPatching(Scenario):
@@ -336,86 +314,87 @@ class HypercallPatching(Scenario):
 
     name = "hypercall_patching"
     patch = "7aa81cc04781 KVM: Refactor hypercall infrastructure (v3) (2007)"
-    functions = HYPERCALL_FUNCTIONS
+    functions = {**HYPERCALL_FUNCTIONS, "vcpu_register_para": vcpu_register_para}
     max_steps = 2_000
     max_vcpus = 4
+    variants = VARIANTS
     setups = {
-        "smp": Setup("both vCPUs make the same hypercall; before: vCPU0 registers its page, vCPU1 calls it meanwhile"),
-        "prefixed": Setup("as smp, and the instruction has an operand-size prefix; what the guest fetches is judged"),
-        "emulator_fetch": Setup("as prefixed; what the emulator fetches is judged"),
-        "straddle": Setup("one vCPU, the last byte is on another page, which another CPU of the guest unmaps and maps"),
-        "prefix_twice": Setup("one vCPU executes the prefixed instruction twice"),
-        "migration": Setup("two hypercalls of one vCPU, which is moved from an Intel host to an AMD host meanwhile"),
-        "rewrite": Setup("vCPU0's store to a device is emulated while vCPU1 rewrites that instruction into a hypercall"),
-        "first_call": Setup("one vCPU, 64-bit, a hypercall that must be patched: registers"),
-        "native": Setup("one vCPU, 64-bit, a hypercall in the host's own instruction: registers"),
-        "compat": Setup("as native, from a 32-bit process under a 64-bit kernel"),
-        "user_mode": Setup("as native, from ring 3"),
-        "read_only": Setup("one vCPU, and the guest's page tables map its text read-only"),
-        "other_ud": Setup("one vCPU executes an invalid instruction that is no hypercall (a locked mov)"),
-        "cs_base": Setup("one vCPU runs 16-bit code whose code segment does not start at 0"),
-        "leftover": Setup("as native, and userspace left KVM_EXIT_HYPERCALL in the exit reason"),
-    }
+        "smp": Setup("both vCPUs make the same hypercall; before: vCPU0 registers its page, vCPU1 calls it meanwhile",
+                     cells("smp")),
+        "prefixed": Setup("as smp, and the instruction has an operand-size prefix; what the guest fetches is judged",
+                          cells("prefixed")),
+        "emulator_fetch": Setup("as prefixed; what the emulator fetches is judged", cells("emulator_fetch")),
+        "straddle": Setup("one vCPU, the last byte is on another page, which another CPU of the guest unmaps and maps",
+                          cells("straddle")),
+        "prefix_twice": Setup("one vCPU executes the prefixed instruction twice", cells("prefix_twice")),
+        "migration": Setup("two hypercalls of one vCPU, which is moved from an Intel host to an AMD host meanwhile",
+                           cells("migration")),
+        "precopy": Setup("as migration, to another Intel host, and the dirty log is taken once while the guest runs",
+                         ("before", "after", "2.6.25", "today", "H-M5", "not_dirty")),
+        "rewrite": Setup("vCPU0's store to a device is emulated while vCPU1 rewrites that instruction into a hypercall",
+                         cells("rewrite")),
+        "poke": Setup("vCPU1 puts int3 over the hypercall that vCPU0 executes: it must stay, and be all that vCPU0 traps on",
+                      ("before", "after", "2.6.30", "today", "quirk_off", "H-M10", "no_patch")),
+        "first_call": Setup("one vCPU, 64-bit, a hypercall that must be patched: registers", cells("first_call")),
+        "first_call_amd": Setup("as first_call, a vmcall on an AMD host",
+                                ("before", "H-5", "after", "2.6.25", "33e3885de251", "2.6.30", "today", "H-M9", "no_patch")),
+        "prefixed_amd": Setup("one vCPU, 64-bit, a prefixed vmmcall on an AMD host: registers", ("after", "today")),
+        "native": Setup("one vCPU, 64-bit, a hypercall in the host's own instruction: registers", cells("native")),
+        "compat": Setup("as native, from a 32-bit process under a 64-bit kernel", cells("compat")),
+        "mode32": Setup("as native, and the vCPU is not in long mode", ("before", "H-5", "after", "2.6.30", "3.11", "today")),
+        "user_mode": Setup("as native, from ring 3", cells("user_mode")),
+        "read_only": Setup("one vCPU, and the guest's page tables map its text read-only", cells("read_only")),
+        "other_ud": Setup("one vCPU executes an invalid instruction that is no hypercall (a locked mov)", cells("other_ud")),
+        "cs_base": Setup("one vCPU runs 16-bit code whose code segment does not start at 0", cells("cs_base")),
+        "leftover": Setup("as native, and userspace left KVM_EXIT_HYPERCALL in the exit reason", cells("leftover")),
+        "exit_lost": Setup("as native, and the vCPU is moved to another Intel host at any time",
+                           ("H-5", "after", "today")),
+        "ring3_zaps": Setup("a ring-3 program executes the wrong instruction twice, and puts it back in between",
+                            ("before", "after", "2.6.25", "no_zap", "today", "no_patch")),
+        "register": Setup("before: one vCPU registers any of five para_states: good, or bad in one of four ways",
+                          ("before", "H-5", "msr_locked", "msr_unchecked")),
+        "two_pages": Setup("before: each vCPU registers a page of its own unless it sees that there is one; all call the last",
+                           ("before", "msr_locked", "after")),
+        "slot_removed": Setup("userspace takes the memory slot away while KVM writes the instruction",
+                              ("before", "msr_locked", "after", "H-M5")),
+    }  # fmt: skip
     #: what the patch as committed does, and with it whatever does not fix it
     claims = {
-        **sometimes("emulator_fetch", "rewrite"),
-        **always("prefix_twice", "first_call", "compat", "user_mode", "read_only", "other_ud", "cs_base", "leftover"),
-    }
-    variants = {
-        "before": Variant("2.6.23: a page registered by MSR and written once; #UD is the guest's", BEFORE,
-                          {**sometimes("smp", "migration"), **never(*NO_PATCHING, "user_mode", "first_call")}),
-        "after": Variant("the patch as committed: every #UD is emulated, hypercalls are patched and run there"),
-        "2.6.25": Variant("mmu_lock: no lock is held from the zap to the write; only hypercalls are emulated on #UD", V2_6_25,
-                          {**sometimes("prefixed"), **never("rewrite", "other_ud")}),
-        "2.6.30": Variant("a patched vmcall is re-executed, a patched vmmcall is skipped", V2_6_30,
-                          {**sometimes("prefixed"), **never("rewrite", "other_ud")}),
-        "3.11": Variant("no zap any more; ring 0 only; the guest's page tables are asked", V3_11,
-                        {**sometimes("prefixed"), **never("rewrite", "other_ud", "user_mode", "read_only", "leftover")}),
-        "today": Variant("6.16: vmmcall is re-executed too; 32-bit code is told from 32-bit mode", TODAY, FIXED_TODAY),
-        "quirk_off": Variant("6.16 with KVM_X86_QUIRK_FIX_HYPERCALL_INSN disabled: the wrong instruction is the guest's #UD",
-                             {**TODAY, "kvm_fix_hypercall": fix_hypercall_quirk_off},
-                             {**FIXED_TODAY, **never(*NO_PATCHING, "prefixed"), **sometimes("rewrite")},
-                             {"H-L1": "userspace asked for it", "H-I2": "userspace asked for it"}),
-        "H-M3": Variant("write before zap", {"kvm_fix_hypercall": m3_write_first}, sometimes("prefixed")),
-        "H-M4": Variant("the flush does not wait for its IPIs", {"kvm_flush_remote_tlbs": m4_no_wait}, sometimes("prefixed")),
-        "H-M5": Variant("the lock is dropped between zap and write", {"kvm_fix_hypercall": m5_unlocked_write},
-                        sometimes("prefixed")),
-        "H-M6": Variant("the page fault handler takes no lock", {"kvm_mmu_page_fault": m6_fault_unlocked},
-                        {**sometimes("prefixed"), **never("rewrite")}),
-        "H-M9": Variant("today, and re-execution is forgotten: the hypercall is skipped", {**TODAY, "em_hypercall": m9_skipped},
-                        {**FIXED_TODAY, **always("first_call")}),
-        "H-M10": Variant("the #UD handler takes kvm->lock too", {"handle_ud": m10_ud_locks},
-                         {**always("smp", "prefixed", "emulator_fetch", "straddle"), **sometimes("migration")}),
-        "H-M11": Variant("today, and a failed write is called handled and injects nothing",
-                         {**TODAY, "emulator_write_emulated": m11_no_fault}, {**FIXED_TODAY, **always("read_only")}),
-        "H-M12": Variant("inputs are masked to 32 bits, always", {"hypercall_mask": m12_mask}, always("native")),
-        "H-M13": Variant("the hypercall's 0 is returned from the exit handler", {"handle_vmcall": m13_result}, always("native")),
-        "not_dirty": Variant("the patched page is not marked dirty", {"mark_page_dirty": not_dirty}, sometimes("migration")),
-        "ipi_first": Variant("the flush sends its IPIs before it sets the requests", {"kvm_flush_remote_tlbs": ipi_first},
-                             sometimes("prefixed")),
+        **sometimes("emulator_fetch", "rewrite", "poke"),
+        **always("prefix_twice", "first_call", "first_call_amd", "compat", "mode32", "user_mode", "read_only", "other_ud",
+                 "cs_base", "leftover", "ring3_zaps", "prefixed_amd"),
     }  # fmt: skip
 
     def build(self, vm: Vm, setup: str) -> None:
         """vCPU0, and vCPU1 where there is a race."""
-        old = vm.calls.guest_boot is vcpu_register_para and setup not in ("rewrite", "other_ud")
-        text = (INT3,) * 4 if old else TEXT.get(setup, VMMCALL)  # old: the page that it registers
-        kvm = Kvm(vm, text, writable=setup != "read_only", straddles=setup == "straddle" and not old)
+        old = vm.calls.guest_boot is guest_registers and setup not in ("rewrite", "other_ud", "poke", "ring3_zaps")
+        text = (INT3,) * (8 if setup == "two_pages" else 4) if old else TEXT.get(setup, VMMCALL)  # old: what it registers
+        kvm = Kvm(vm, text, host=AMD if setup.endswith("_amd") else INTEL, writable=setup != "read_only",
+                  straddles=setup == "straddle" and not old, removable=setup == "slot_removed")  # fmt: skip
+        pointer = kvm.pointer if setup == "two_pages" else None
         wide = text[0] == OPERAND_SIZE
-        end = 2 if setup == "rewrite" else 4 if setup == "prefix_twice" and wide else 3
-        rounds = 2 if setup in ("prefix_twice", "migration") else 1
-        vcpus = range(vm.size if setup == "smp" or (setup in RACES and not old) else 1)  # the page has no prefix
-        for i in vcpus:
+        end = 2 if setup == "rewrite" else 4 if setup in ("prefix_twice", "prefixed_amd") and wide else 3
+        rounds = 2 if setup in ("prefix_twice", "migration", "precopy", "ring3_zaps") else 1
+        paras = []
+        for i in range(vm.size if setup in ("smp", "two_pages") or (setup in RACES and not old) else 1):  # no prefix in the page
             vcpu = HypercallVcpu(vm, kvm, i, rounds=rounds, end=end, fetches=4 if wide else 3)
-            vcpu.registers = old and not (setup == "smp" and i > 0)
-            vcpu.code64 = setup != "compat"
-            vcpu.cpl = 3 if setup == "user_mode" else 0
+            vcpu.old_abi, vcpu.registers = old, old and not (setup == "smp" and i > 0)
+            vcpu.long_mode, vcpu.code64 = setup != "mode32", setup not in ("mode32", "compat")
+            vcpu.cpl = 3 if setup in ("user_mode", "ring3_zaps") else 0
+            vcpu.restores = VMMCALL[2] if setup == "ring3_zaps" else ""
             vcpu.cs_base = 3 if setup == "cs_base" and not old else 0
-            vcpu.private(migrates=setup == "migration", exit_reason=KVM_EXIT_HYPERCALL if setup == "leftover" else 0)
-        if setup == "migration":
-            Migration(vm, kvm)
-        others = {"rewrite": rewriter, "straddle": swapper, "read_only": reader, "cs_base": reader}
+            vcpu.private(migrates=setup in ("migration", "precopy", "exit_lost"),
+                         exit_reason=KVM_EXIT_HYPERCALL if setup == "leftover" else 0)  # fmt: skip
+            paras.append(ParaState(vm, f"para{i}", HYPERCALL + i * PAGE_SIZE * (setup == "two_pages")))
+            vcpu.old_guest = OldGuest(paras[i], pointer, chooses=setup == "register")
+        if setup in ("migration", "precopy", "exit_lost"):
+            ships = {TEXT_PAGE: kvm.text[:3], PARA_PAGE: [paras[0].host_version, paras[0].ret] if old else []}
+            Migration(vm, kvm, AMD if setup == "migration" else INTEL, ships, int(setup == "precopy"))
+        others = {"rewrite": rewriter, "straddle": swapper, "read_only": reader, "cs_base": reader, "poke": poker}
         if setup in others:
-            Thread(vm, f"vcpu{len(vcpus)}", others[setup])
+            Thread(vm, "vcpu1", others[setup])
+        if setup == "slot_removed":
+            Userspace(vm, "userspace", delete_slot)
 
     def vcpus_of(self, vm: Vm) -> list[HypercallVcpu]:
         """The vCPUs that execute hypercalls."""
@@ -424,8 +403,10 @@ class HypercallPatching(Scenario):
     def monitors(self, vm: Vm) -> list[Monitor]:
         """Safety."""
         (kvm,) = (actor for actor in vm.actors if isinstance(actor, Kvm))
-        if vm.setup == "migration":
-            return [ShipsDirty(kvm.text[:3])]
+        if vm.setup in ("migration", "precopy"):
+            return [ShipsDirty(actor.cells) for actor in vm.actors if isinstance(actor, Migration)]
+        if vm.setup == "slot_removed":
+            return [FreedPage(kvm, [actor for actor in vm.actors if isinstance(actor, ParaState)])]
         emulator = vm.setup == "emulator_fetch"
         return [WholeFetch(v, emulator=emulator) for v in self.vcpus_of(vm)] if vm.setup in RACES else []
 
@@ -443,32 +424,48 @@ class HypercallPatching(Scenario):
     def wrong(self, vm: Vm, vcpu: HypercallVcpu) -> Iterator[tuple[str, str]]:
         """(check, what) for one vCPU."""
         setup, text = vm.setup, vcpu.kvm.text
-        if setup in ("smp", "straddle", "migration", "prefix_twice") and vcpu.fault not in ("", "#BP"):
+        if setup in ENDS and vcpu.fault not in ("", "#BP"):
             yield "H-L1", f" makes a hypercall, and its guest takes {vcpu.fault}"
+        if setup in ONCE and vcpu.uds > 1:
+            yield "H-L1", " takes #UD more than once at one site of one host"
         if setup in REGISTERS:
-            yield from self.wrong_registers(vm, vcpu)
-        if setup == "migration" and vm.calls.guest_boot is vcpu_register_para and NR in vcpu.results:
-            yield "H-I2", "'s hypercall was answered by userspace, and RAX is still its number"
+            yield from self.wrong_registers(vcpu)
         if setup == "other_ud" and vcpu.fault != "#UD":
             yield "H-I6", " executes an invalid instruction, and KVM emulates it"
-        if setup == "rewrite" and vcpu.fault:
-            yield "H-I6", f" stores to a device, and its guest takes {vcpu.fault}"
+        if (setup == "rewrite" and vcpu.fault) or (setup == "read_only" and vcpu.fault not in ("", "#UD", "#PF")):
+            yield "H-I6", f" executes a {'store' if setup == 'rewrite' else 'hypercall'}, and its guest takes {vcpu.fault}"
         if setup in ("cs_base", "read_only") and not vcpu.registers:
             around = text[:3] if setup == "cs_base" else text
             yield from (("H-I3", f"'s KVM changes {cell.label}") for cell in around if cell.value != cell.init)
+        if setup == "poke" and text[0].value != INT3:
+            yield "H-I3", f"'s KVM writes {text[0].value} over an int3"
+        if setup == "ring3_zaps" and vcpu.zaps > 1:
+            yield "cost", " has all mappings zapped from ring 3, each time it likes"
+        if setup == "two_pages" and vcpu.old_abi and vcpu.hypercall_gpa != HYPERCALL + vcpu.site // 4 * PAGE_SIZE:
+            knows = f"{vcpu.hypercall_gpa:#x}" if vcpu.hypercall_gpa else "none"
+            yield "H-3", f" calls the page at {HYPERCALL + vcpu.site // 4 * PAGE_SIZE:#x}, and KVM has {knows} for it"
+        if setup == "register":
+            para = vcpu.old_guest.para
+            got = (vcpu.fault, para.host_version.value, para.ret.value, vcpu.hypercall_gpa, vcpu.kvm.dirty.value)
+            if got != (wanted := expected(vcpu)):
+                yield "H-I8", f" registers {CASE_NAMES[vcpu.chosen]}: (fault, versions, ret, page, dirty) {got} for {wanted}"
 
-    def wrong_registers(self, vm: Vm, vcpu: HypercallVcpu) -> Iterator[tuple[str, str]]:
+    def wrong_registers(self, vcpu: HypercallVcpu) -> Iterator[tuple[str, str]]:
         """What one hypercall did to the guest's registers."""
-        mask = -1 if vcpu.code64 else LOW32
-        answer = -EINVAL_OLD if vcpu.registers else -KVM_EPERM if vcpu.cpl else -KVM_ENOSYS & mask
+        call = call_of(vcpu)
+        answer = -EINVAL_OLD if vcpu.old_abi else -KVM_EPERM if vcpu.cpl else -KVM_ENOSYS
+        if not vcpu.code64:
+            answer &= LOW32
         if vcpu.fault:
             yield "H-I2", f" makes a hypercall, and its guest takes {vcpu.fault}"
         elif not vcpu.inputs:
             yield "H-I2", "'s hypercall is skipped"
-        elif vcpu.inputs != (NR, A0 & mask):
-            yield "H-I2", f"'s hypercall has {vcpu.inputs[0]:#x}({vcpu.inputs[1]:#x}) for {NR:#x}({A0 & mask:#x})"
+        elif vcpu.inputs != call:
+            yield "H-I2", f"'s hypercall has {vcpu.inputs[0]:#x}({vcpu.inputs[1]:#x}) for {call[0]:#x}({call[1]:#x})"
         elif vcpu.results != (answer,):
             yield "H-I2", f"'s hypercall leaves RAX = {vcpu.results[0]} for {answer}"
+        elif (vcpu.rbx, vcpu.rdi, vcpu.rip) != (*vcpu.loaded[1:], vcpu.end):
+            yield "H-I2", f"'s hypercall leaves RBX = {vcpu.rbx:#x}, RDI = {vcpu.rdi:#x}, RIP + {vcpu.rip}"
         if vcpu.unexplained:
             yield "H-I7", "'s KVM_RUN returns to userspace and has set no exit reason"
 

@@ -15,7 +15,7 @@ import click
 from actors.vm import KERNEL_FUNCTIONS
 from racevisor.errors import RacevisorError
 from racevisor.memory import MODELS
-from racevisor.scenario import Never, Scenario, Source, Variant, built_in, claim, in_table, load, require
+from racevisor.scenario import Never, Scenario, Setup, Source, Variant, built_in, claim, in_table, load, require
 
 _SIDE_BY_SIDE = 120
 
@@ -116,8 +116,7 @@ def _print_story(scenario: Scenario, source: Source, chosen: dict[str, Variant])
     out.print(Text("Set-ups", style="bold"))
     setups = _table("", "")
     for key, setup in scenario.setups.items():
-        those = f"; for {', '.join(setup.variants)}" if setup.variants else ""
-        setups.add_row(Text(key), Text(setup.about + those))
+        setups.add_row(Text(key), Text(setup.about + _those(setup, scenario)))
     out.print(Padding(setups, (0, 0, 0, 2)))
     heading("Variants")
     variants = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
@@ -218,3 +217,11 @@ def _broken(line: str, room: int) -> list[str]:
         return [line]
     indent = " " * (len(line) - len(line.lstrip()) + 8)
     return textwrap.wrap(line, room, subsequent_indent=indent, drop_whitespace=True, replace_whitespace=False)
+
+
+def _those(setup: Setup, scenario: Scenario) -> str:
+    """The variants that a set-up is there for, or those that it is not there for if they are fewer."""
+    others = [name for name in scenario.variants if name not in setup.variants]
+    if not setup.variants or not others:
+        return ""
+    return f"; not for {', '.join(others)}" if len(others) < len(setup.variants) else f"; for {', '.join(setup.variants)}"
