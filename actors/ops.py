@@ -105,7 +105,9 @@ def masked(op: Op) -> str:
 # ---- what an op does to the value of its cell: the same functions in the World and on a live host -----------------------
 
 # Bits of the one cell of a physical CPU, see actors.pcpu; from CALL_QUEUED on, one for each CPU that may call a function there.
-IRQS_OFF, IN_GUEST, IPI_PENDING, CALL_QUEUED = 1, 2, 4, 8
+IRQS_OFF, IN_GUEST, IPI_PENDING = 1, 2, 4
+HOST_TIMER = 8  # a timer of the host has fired here, and its handler has not run
+CALL_QUEUED = 16
 
 
 def _cmpxchg(value: Any, a: Any, b: Any) -> Any:
@@ -120,12 +122,12 @@ def _vm_enter(value: int, _a: Any, _b: Any) -> int:
 def _ipi(value: int, _a: Any, _b: Any) -> int:
     # IRQs off covers guest mode too (the host enters with IRQs off): the interrupt stays pending and forces an exit.
     # With IRQs on, the host's handler runs the calls that were queued; for a reschedule IPI there is none, and the kick is gone.
-    return value | IPI_PENDING if value & IRQS_OFF else value & (CALL_QUEUED - 1)
+    return value | IPI_PENDING if value & IRQS_OFF else value & (HOST_TIMER - 1)
 
 
 def _irq_enable(value: int, _a: Any, _b: Any) -> int:
     # The handler of a pending IPI runs and answers what is queued; a call whose IPI has not arrived yet stays queued.
-    return value & (CALL_QUEUED - 1) & ~(IRQS_OFF | IPI_PENDING) if value & IPI_PENDING else value & ~IRQS_OFF
+    return value & (HOST_TIMER - 1) & ~(IRQS_OFF | IPI_PENDING) if value & IPI_PENDING else value & ~IRQS_OFF
 
 
 #: Read-modify-write functions by wire name: new value = fn(old value, a, b); the op's result is the old value.

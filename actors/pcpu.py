@@ -17,6 +17,7 @@ from typing import Any
 from actors.actor import Actor
 from actors.ops import (
     CALL_QUEUED,
+    HOST_TIMER,
     IN_GUEST,
     IPI_PENDING,
     IRQS_OFF,
@@ -65,6 +66,14 @@ class Pcpu(Actor):
     def acknowledge(self) -> Op:
         """Guest mode: the CPU takes the posted-interrupt notification itself, without a VM exit."""
         return local_rmw(self.cpu, "andnot", IPI_PENDING)
+
+    def host_timer(self) -> Op:
+        """A timer of the host fires here: guest mode is left, and its handler runs as soon as IRQs are on."""
+        return Op(Code.RMW, self.cpu, "or", HOST_TIMER | IPI_PENDING, order=Order.FULL)
+
+    def acknowledge_timer(self) -> Op:
+        """The handler of the host's timer begins, if it has fired."""
+        return local_rmw(self.cpu, "andnot", HOST_TIMER | IPI_PENDING)
 
     def queue_call(self, csd: int) -> Op:
         """Another CPU: queue a function call here; an IPI has to follow.  [kernel/smp.c smp_call_function_many_cond]"""

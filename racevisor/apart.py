@@ -4,20 +4,32 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from racevisor import choose
 from racevisor.budget import Budget
 from racevisor.choose import Wanted
-from racevisor.decompose import Decomposition
+from racevisor.decompose import Decomposition, Stopped
 from racevisor.explore import LOOK, Recorder, Verdict, witness
 from racevisor.hub import Refused
-from racevisor.ledger import EXHAUSTED, Bounds, Ledger, Look
+from racevisor.ledger import BUDGET_SPENT, EXHAUSTED, Bounds, Ledger, Look
 from racevisor.scenario import Always, Case, Never, Sometimes
 
 
-def verdict_by_parts(case: Case, wanted: Wanted, clock: Callable[[], float], on_look: Look | None) -> Verdict | str:
-    """The verdict, from searching each part to the end; or, in words, why this machine is not taken apart."""
-    seconds = choose.AUTO_BUDGET if wanted.budget is None and wanted.strategy == "auto" else wanted.budget
+@dataclass(frozen=True)
+class NotApart:
+    """Why this machine is not taken apart, and the seconds that finding it out took: the whole has to do with the others."""
+
+    why: str
+    seconds: float
+
+
+def verdict_by_parts(case: Case, wanted: Wanted, clock: Callable[[], float], on_look: Look | None) -> Verdict | NotApart:
+    """The verdict, from searching each part to the end; or why the whole has to be searched.
+
+    If the budget ran out meanwhile, nothing is left to search the whole with: the verdict says that, and nothing else.
+    """
+    seconds = choose.seconds(wanted)
     budget = Budget(seconds, None, clock)
     world = case.world(max_steps=wanted.max_steps, automata=True)
     recorder = world.vm.calls = Recorder(world.vm.calls)
@@ -30,10 +42,14 @@ def verdict_by_parts(case: Case, wanted: Wanted, clock: Callable[[], float], on_
             on_look(executions, 0, budget.elapsed, lambda: None)
         return budget.spent
 
+    decomposition = Decomposition(world, should_stop=stop)
     try:
-        whole = Decomposition(world, should_stop=stop).run()
+        whole = decomposition.run()
+    except Stopped:
+        return _out_of_budget(case, world.max_steps, budget)
     except Refused as reason:
-        return str(reason)
+        budget.look(decomposition.executions)
+        return _out_of_budget(case, world.max_steps, budget) if budget.spent else NotApart(str(reason), budget.elapsed)
     budget.look(sum(one.executions for one in whole.found))
     outcomes: Counter[str] = Counter()
     for one in whole.found:
@@ -69,3 +85,26 @@ def verdict_by_parts(case: Case, wanted: Wanted, clock: Callable[[], float], on_
         calls=frozenset(recorder.names),
         vcpus=case.vcpus,
     )
+
+
+def _out_of_budget(case: Case, max_steps: int, budget: Budget) -> Verdict:
+    """Nothing was found, because nothing was searched to its end."""
+    ledger = Ledger(
+        strategy="states",
+        memory=case.memory,
+        verdict=BUDGET_SPENT,
+        reason=f"{budget.spent_words()}, all of it on taking the machine apart, which came to no end; the whole was not searched "
+        "(--no-decompose does that, a longer --budget may make both possible)",
+        bounds=Bounds(max_steps, None, budget.seconds),
+        executions=0,
+        bad=0,
+        cut=0,
+        blocked=0,
+        states=0,
+        classes=None,
+        seconds=budget.elapsed,
+        by_clock=True,
+    )
+    return Verdict(
+        case.scenario.name, case.variant_name, case.setup, case.memory, case.claimed, Never, ledger, vcpus=case.vcpus
+    )  # fmt: skip

@@ -161,6 +161,13 @@ def run_bound(wanted: Wanted) -> int | None:
     return wanted.runs if wanted.runs is not None or wanted.budget is not None else KINDS[wanted.strategy].runs
 
 
+def seconds(wanted: Wanted) -> float | None:
+    """At most so long: what was asked for, else the default of `auto`, if no number of executions was asked for either."""
+    if wanted.budget is None and wanted.runs is None and wanted.strategy == "auto":
+        return AUTO_BUDGET
+    return wanted.budget
+
+
 def kind(wanted: Wanted) -> Kind:
     """The row that `wanted` names; raises UsageError where there is none, or where its options do not go together."""
     name = wanted.strategy

@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import click
 
 from racevisor import __version__
 from racevisor.choose import help_text
-from racevisor.errors import RacevisorError
+from racevisor.errors import RacevisorError, Unfinished
 
 INTERRUPTED = 130
 
@@ -270,19 +270,35 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(arguments, _usage(error), error.exit_code)
     except click.Abort:  # click's word for Ctrl-C; a command that had results has printed them itself
         _fail(arguments, "interrupted", INTERRUPTED)
-    except RacevisorError as error:
-        _fail(arguments, str(error), error.exit_status)
     except BrokenPipeError:
         # The reader has left (`racevisor list | head -1`): nothing to say, and nobody to say it to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except Unfinished as unfinished:
+        cause = unfinished.__cause__
+        assert isinstance(cause, Exception)
+        told = _told(cause, arguments)
+        if told is None:
+            if "--json" in arguments:
+                click.echo(json.dumps({**unfinished.results, "error": repr(cause), "exit_status": 1}))
+            raise cause from cause.__cause__
+        _fail(arguments, f"{told[0]}\n{unfinished}", told[1], unfinished.results)
     except Exception as error:
-        where = _in_scenario(error, arguments)
-        if not where:
+        told = _told(error, arguments)
+        if told is None:
             raise  # a bug of ours: its traceback is what we need to see
-        _fail(arguments, f"{where}: {type(error).__name__}: {error}", RacevisorError.exit_status)
+        _fail(arguments, *told)
     else:
         sys.exit(status if isinstance(status, int) else 0)
+
+
+def _told(error: Exception, arguments: list[str]) -> tuple[str, int] | None:
+    """(message, exit status) for what the user can do something about: what, where, what next."""
+    notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
+    if isinstance(error, RacevisorError):
+        return f"{error}{notes}", error.exit_status
+    where = _in_scenario(error, arguments)
+    return (f"{where}: {type(error).__name__}: {error}{notes}", RacevisorError.exit_status) if where else None
 
 
 def _in_scenario(error: Exception, arguments: list[str]) -> str:
@@ -306,9 +322,9 @@ def _usage(error: click.ClickException) -> str:
     return f"{error.format_message()}{help_line}"
 
 
-def _fail(arguments: list[str], message: str, status: int) -> None:
+def _fail(arguments: list[str], message: str, status: int, results: Mapping[str, Any] | None = None) -> None:
     if "--json" in arguments:
-        click.echo(json.dumps({"error": message, "exit_status": status}))
+        click.echo(json.dumps({**(results or {}), "error": message, "exit_status": status}))
     click.echo(f"racevisor: {message}", err=True)
     sys.exit(status)
 

@@ -55,6 +55,10 @@ class _Surprise(Exception):
     """A thread is about to touch a cell of which this was not known: the graph was wrong."""
 
 
+class Stopped(Refused):
+    """`should_stop` said so: no other hub is tried."""
+
+
 @dataclass
 class Found:
     """What one World has shown: World 0 if `part` is None."""
@@ -140,6 +144,8 @@ class Decomposition:
                     return self._attempt(*self._partition())
                 except _Surprise:
                     continue
+                except Stopped:
+                    raise
                 except Refused as reason:
                     if self.hub is None or len(self.refused) == HUBS - 1:
                         raise next(iter(self.refused.values()), reason) from None
@@ -347,7 +353,7 @@ class Decomposition:
                 if execution.status in ("terminal", "violated"):
                     self._judge(found, execution, hub, stops, judged, beside)
                 if self.should_stop is not None and self.should_stop(self.executions):
-                    raise Refused("the search was stopped")
+                    raise Stopped("the search was stopped")
                 if not search.end(execution):
                     break
         finally:

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class RacevisorError(Exception):
     """Base of all; exit status 2: the request cannot be carried out as it was made."""
 
     exit_status = 2
+
+
+class Unfinished(Exception):
+    """A command met an error, its cause, when it had results already: they are printed, and the error after them.
+
+    The message says where it stopped and what to type next; `results` is what --json has so far.
+    """
+
+    def __init__(self, message: str, results: Mapping[str, Any]) -> None:
+        super().__init__(message)
+        self.results = results
 
 
 class UsageError(RacevisorError):

@@ -10,7 +10,7 @@ from typing import Any
 
 from actors.vm import Calls
 from racevisor import choose
-from racevisor.budget import Budget
+from racevisor.budget import Budget, words
 from racevisor.choose import STRATEGIES as STRATEGIES
 from racevisor.choose import Kind, Wanted
 from racevisor.estimate import Estimate, Estimator
@@ -201,19 +201,19 @@ def explore_case(
     """
     wanted = Wanted(**options)
     kind = choose.kind(wanted)
-    refused = ""
+    refused, before, left = "", 0.0, choose.seconds(wanted)
     if wanted.wants_parts(case.vcpus):
         from racevisor.apart import verdict_by_parts
 
         by_parts = verdict_by_parts(case, wanted, clock, on_look)
         if isinstance(by_parts, Verdict):
             return by_parts
-        refused = f"; not decomposed: {by_parts}"
+        before = by_parts.seconds
+        took = f", which took {words(before)} of the budget to find out" if before >= 1 else ""
+        refused = f"; not decomposed: {by_parts.why}{took}"
+        left = None if left is None else left - before
     picker = kind.make(wanted, case)
-    seconds = wanted.budget
-    if seconds is None and wanted.runs is None and wanted.strategy == "auto":
-        seconds = choose.AUTO_BUDGET
-    budget = Budget(seconds, wanted.runs, clock)
+    budget = Budget(left, wanted.runs, clock)
     watch = _Watch(picker, budget, on_look)
     world = case.world(max_steps=wanted.max_steps, automata=kind.automata)
     recorder = world.vm.calls = Recorder(world.vm.calls)
@@ -224,7 +224,8 @@ def explore_case(
         world.close()
     budget.look(run)
     ledger = _ledger(wanted, kind, picker, world, tally, watch, settled, stopped)
-    ledger = replace(ledger, reason=ledger.reason + refused)
+    bounds = replace(ledger.bounds, seconds=choose.seconds(wanted))
+    ledger = replace(ledger, reason=ledger.reason + refused, bounds=bounds, seconds=before + ledger.seconds)
     # only a complete search can say Always: a good execution may be among those that were not run
     found = Never if not tally.bad else Always if ledger.exhausted and tally.good is None else Sometimes
     return Verdict(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -15,7 +16,7 @@ Progress = Callable[[int, int], None]
 
 
 def verdicts(wanted: list[Case], jobs: int, on_progress: Progress | None, options: dict[str, Any]) -> Iterator[Verdict]:
-    """Verdicts in the order of `wanted`.
+    """Verdicts in the order of `wanted`; an exception that ends them says in a note in which cell it was raised.
 
     A variant that replaces only functions that are never called in a set-up is the same code there as the reference variant
     (the one that replaces nothing); it gets the reference's verdict, and its ledger says so.
@@ -79,7 +80,12 @@ class _Table:
         if n not in self.done and of is not None:
             self.settle(of)
         if n not in self.done and not (of is not None and self._share(n, of)):
-            self._keep(n, self._wait(n) if self.pool is not None else explore_case(self.wanted[n], **self.options))
+            try:
+                verdict = self._wait(n) if self.pool is not None else explore_case(self.wanted[n], **self.options)
+            except Exception as error:
+                error.add_note(_where(self.wanted[n]))
+                raise
+            self._keep(n, verdict)
         return self.done[n]
 
     def _keep(self, n: int, verdict: Verdict) -> None:
@@ -120,6 +126,12 @@ class _Table:
         ledger = replace(verdict.ledger, reason=reason, seconds=0.0)
         self._keep(n, replace(verdict, variant=case.variant_name, claimed=case.claimed, ledger=ledger))
         return True
+
+
+def _where(case: Case) -> str:
+    cell = f"--variant {shlex.quote(case.variant_name)} --setup {shlex.quote(case.setup)} --memory {case.memory}"
+    vcpus = "" if case.vcpus == case.scenario.vcpus else f" --vcpus {case.vcpus}"
+    return f"  in the search of {case}\n  alone:  racevisor explore {shlex.quote(case.source.path)} {cell}{vcpus}"
 
 
 def _machine(case: Case) -> tuple[Any, ...]:

@@ -11,20 +11,21 @@ from typing import Any
 from actors.actor import Actor, Cell
 from actors.guest import APIC_DM_FIXED, APIC_DM_INIT, APIC_DM_NMI, APIC_DM_STARTUP
 from actors.lapic import KVM_APIC_INIT, KVM_APIC_SIPI, Lapic
-from actors.ops import CALL_QUEUED, IN_GUEST, IPI_PENDING, IRQS_OFF, Code, Op, Order, masked
+from actors.ops import CALL_QUEUED, HOST_TIMER, IN_GUEST, IPI_PENDING, IRQS_OFF, Code, Op, Order, masked
 from actors.pcpu import Pcpu
 from actors.requests import (
     EXITING_GUEST_MODE,
     IN_GUEST_MODE,
     KVM_REQ_EVENT,
     KVM_REQ_NMI,
+    KVM_REQ_PENDING_TIMER,
     KVM_REQ_TLB_FLUSH,
     KVM_REQ_UNHALT,
     MP_STATE_NAMES,
     OUTSIDE_GUEST_MODE,
     READING_SHADOW_PAGE_TABLES,
 )
-from actors.run_loop import VcpuLoop
+from actors.run_loop import TIF_NEED_RESCHED, TIF_SIGPENDING, VcpuLoop
 from actors.sync import TASK_INTERRUPTIBLE, TASK_RUNNING
 from actors.vcpu import Vcpu
 from racevisor.step import CHOICE, IPI, STORE_BUFFER, Step
@@ -40,9 +41,24 @@ _NAMES: dict[str, Mapping[int, str]] = {
     "task_state": {TASK_RUNNING: "RUNNING", TASK_INTERRUPTIBLE: "INTERRUPTIBLE"},
 }
 _BITS: dict[str, Mapping[int, str]] = {
-    "requests": {KVM_REQ_TLB_FLUSH: "TLB_FLUSH", KVM_REQ_UNHALT: "UNHALT", KVM_REQ_EVENT: "EVENT", KVM_REQ_NMI: "NMI"},
+    "requests": {
+        KVM_REQ_TLB_FLUSH: "TLB_FLUSH",
+        KVM_REQ_PENDING_TIMER: "PENDING_TIMER",
+        KVM_REQ_UNHALT: "UNHALT",
+        KVM_REQ_EVENT: "EVENT",
+        KVM_REQ_NMI: "NMI",
+    },
+    "thread_flags": {TIF_SIGPENDING: "SIGPENDING", TIF_NEED_RESCHED: "NEED_RESCHED"},
     "pending_events": {KVM_APIC_INIT: "INIT", KVM_APIC_SIPI: "SIPI"},
-    "cpu": {b.bit_length() - 1: n for b, n in ((IRQS_OFF, "IRQS_OFF"), (IN_GUEST, "IN_GUEST"), (IPI_PENDING, "IPI_PENDING"))},
+    "cpu": {
+        bit.bit_length() - 1: name
+        for bit, name in (
+            (IRQS_OFF, "IRQS_OFF"),
+            (IN_GUEST, "IN_GUEST"),
+            (IPI_PENDING, "IPI_PENDING"),
+            (HOST_TIMER, "HOST_TIMER"),
+        )
+    },
 }
 _MACHINE = (Vcpu, VcpuLoop, Lapic, Pcpu)
 _MODES = {APIC_DM_FIXED: "FIXED", APIC_DM_NMI: "NMI", APIC_DM_INIT: "INIT", APIC_DM_STARTUP: "SIPI"}
@@ -170,12 +186,16 @@ def _own_cpu(step: Step, op: Op) -> list[str]:
     if op.fn == "vm_enter":
         return ["VM entry: IPI pending, leaves at once", "VM entry, left"] if before & IPI_PENDING else ["VM entry"]
     if op.fn == "or":
+        if op.a & HOST_TIMER:
+            return [f"host timer fires at {cpu}: VM exit" if before & IN_GUEST else f"host timer fires at {cpu}", "timer fires"]
         if op.a >= CALL_QUEUED:
             return [f"queue a call to {cpu}"]
         return ["VM entry"] if op.a == IN_GUEST else ["local_irq_disable()"]
     if op.fn == "irq_enable":
         return ["local_irq_enable(): call answered" if before & IPI_PENDING else "local_irq_enable()", "local_irq_enable()"]
     if op.fn == "andnot":
+        if op.a & HOST_TIMER:
+            return ["timer interrupt" if before & HOST_TIMER else "no timer interrupt"]
         if op.a == IPI_PENDING:
             return ["guest takes the notification"]
         if op.a >= CALL_QUEUED:

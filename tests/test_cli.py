@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -103,6 +104,53 @@ def test_show_source_prints_what_a_variant_replaces_beside_the_machines_own(
     own = next(i for i, line in enumerate(lines) if "async def kvm_apic_accept_events(me" in line)
     replaced = next(i for i, line in enumerate(lines) if "async def accept_events_seed(me" in line)
     assert (own == replaced) == (width >= 120)
+
+
+GENERIC = {
+    ("init_sipi", "I-M13"): [  # a lambda that calls a generic function
+        r"m13_request_first = named\(",
+        r"1\. request +kvm_make_request\(KVM_REQ_EVENT, apic.vcpu\)",
+        r"2\. wmb +smp_wmb\(\)",
+        r"3\. latch INIT +WRITE_ONCE\(apic.pending_events, 1 << KVM_APIC_INIT\)",
+        r"4\. kick +kvm_vcpu_kick\(me, apic.vcpu\)",
+        r"async def in_order\(",
+    ],
+    ("vcpu_requests", "V-M4"): [  # a function that another one made
+        r"made with accesses = 'irq_off, check, mode, mb, sync':",
+        r"1\. irq_off +vcpu.here\(\).local_irq_disable\(\)",
+        r"2\. check +kvm_vcpu_exit_request\(\): The last check before VM entry",
+        r"3\. mode +WRITE_ONCE\(vcpu.mode, IN_GUEST_MODE\)",
+        r"async def enter_in_order\(",
+    ],
+    ("mmu_notifier", "N-M1"): [r"made with order = \('gup', 'lock'\)", r"async def tdp_page_fault\("],  # no table of steps
+}
+
+
+@pytest.mark.parametrize(("name", "variant"), GENERIC)
+def test_show_source_says_what_a_generic_function_was_made_with(racevisor: Shell, name: str, variant: str) -> None:
+    """The code of `in_order()` is that of eight mutants; what one of them changes is the order that it is given."""
+    status, out, _ = racevisor("show", name, "--variant", variant, "--source")
+    assert status == 0
+    at = 0
+    for expected in GENERIC[name, variant]:
+        found = re.search(expected, out[at:])
+        assert found, expected
+        at += found.end()
+
+
+def test_show_tells_apart_what_one_generic_function_made(racevisor: Shell, tmp_path: Path) -> None:
+    """By the values it was made with; a partial has no name of its own."""
+    text = Path(EXAMPLE).read_text(encoding="utf-8")
+    text = text.replace(
+        "NOTHING = -1", "from functools import partial\n\nNOTHING = -1\n\nasync def put(value, memory):\n    pass\n"
+    )
+    text = text.replace('{"publish": publish_wmb}', '{"publish": partial(put, 42)}')
+    (tmp_path / "mine.py").write_text(text, encoding="utf-8")
+    about = json.loads(racevisor("show", "mine.py", "--json")[1])
+    assert about["variants"]["wmb"]["replaces"] == {"publish": "put(argument 1=42)"}
+    status, out, _ = racevisor("show", "mine.py", "--variant", "wmb", "--source")
+    assert status == 0
+    assert re.search(r"made with argument 1 = 42\s+async def put\(value, memory\):\s+pass", out)
 
 
 # ---- explore, replay ------------------------------------------------------------------------------------------------------

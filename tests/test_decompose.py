@@ -2,12 +2,14 @@
 
 import ast
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from actors.vm import Vm
+from racevisor.budget import Budget
 from racevisor.commands.output import reenact
 from racevisor.decompose import Decomposed, Decomposition
 from racevisor.explore import cases, explore_case
@@ -343,3 +345,43 @@ def test_a_machine_that_cannot_be_taken_apart_is_searched_whole_and_told_why() -
     assert verdict.bound.startswith("every reachable state; not decomposed: no thread is the hub of at least two parts")
     assert verdict.states == explore_case(case).states
     assert "decomposed" not in explore_case(case).bound
+
+
+class Clock:
+    """Ticks at every look: deterministic seconds."""
+
+    def __init__(self, tick: float) -> None:
+        self.now, self.tick = 0.0, tick
+
+    def __call__(self) -> float:
+        self.now += self.tick
+        return self.now
+
+
+def test_a_budget_that_is_spent_on_the_parts_is_not_spent_again_on_the_whole() -> None:
+    """`--budget 60s` must not take two minutes; and nobody may take "nothing found" for a search of anything."""
+    (case,) = cases("init_sipi", ["latch"], ["plain"], ["tso"], 5)
+    clock = Clock(10.0)
+    verdict = explore_case(case, budget=60.0, clock=clock)
+    assert (verdict.verdict, verdict.finding, verdict.executions) == ("budget spent", "not found", 0)
+    assert not verdict.confirmed
+    assert "all of it on taking the machine apart" in verdict.bound and "--no-decompose" in verdict.bound
+    assert clock.now <= 60.0 + 2 * clock.tick
+
+
+def test_the_whole_is_searched_with_what_taking_it_apart_has_left() -> None:
+    """A machine without a hub is refused at once; the ledger has the time of both, and the budget that was given."""
+    (case,) = cases("init_sipi", ["latch"], ["init_only"], ["sc"])
+    seen: list[float] = []
+
+    class Seen(Budget):
+        def __init__(self, seconds: float | None = None, *rest: Any) -> None:
+            seen.append(seconds or 0.0)
+            super().__init__(seconds, *rest)
+
+    with patch("racevisor.explore.Budget", Seen), patch("racevisor.apart.Budget", Seen):
+        verdict = explore_case(case, budget=60.0, clock=Clock(2.0), decompose=True)
+    assert seen == [60.0, 58.0]
+    assert "not decomposed: no thread is the hub" in verdict.bound and "which took 2 s of the budget" in verdict.bound
+    assert verdict.ledger.bounds.seconds == 60.0
+    assert verdict.ledger.seconds > 2.0

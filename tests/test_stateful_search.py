@@ -12,6 +12,7 @@ from actors.actor import Cell
 from actors.ops import READ_ONCE, WRITE_ONCE, await_eq, choose, cmpxchg, smp_mb
 from actors.thread import Thread
 from actors.vm import Vm
+from racevisor.livelock import found_in
 from racevisor.memory import MODELS
 from racevisor.monitor import Monitor, Violation
 from racevisor.oracles.protocols import peterson
@@ -138,6 +139,78 @@ def test_a_loop_that_nothing_can_leave_is_found_under_every_memory_model() -> No
         Thread(vm, "P1", other, seen=())
         found = by_states(World(vm, memory, automata=True))
         assert found.violations == {"P0 never blocks and never ends, and nothing else can move: a busy loop"}
+
+
+def spinning(length: int, before: int, memory: str, others: int = 2) -> World:
+    """P0 goes round for ever on a cell that nobody else touches; P1 and P2 touch what they share, and end."""
+    vm = Vm()
+    m: Any = vm.guest_memory(own=0, x=0, y=0)
+
+    async def spins(me: Any) -> None:
+        for _ in range(before):
+            await READ_ONCE(m.own)
+        while True:
+            me.checkpoint("again")
+            for i in range(length):
+                await (WRITE_ONCE(m.own, i) if i % 2 else READ_ONCE(m.own))
+
+    async def ends(me: Any) -> None:
+        mine, theirs = (m.x, m.y) if me.name == "P1" else (m.y, m.x)
+        for _ in range(others):
+            await WRITE_ONCE(mine, 1)
+            await READ_ONCE(theirs)
+
+    Thread(vm, "P0", spins, seen=())
+    Thread(vm, "P1", ends, seen=())
+    Thread(vm, "P2", ends, seen=())
+    return World(vm, memory, automata=True, max_steps=5_000)
+
+
+@pytest.mark.parametrize("memory", MODELS)
+@pytest.mark.parametrize(("length", "before"), [(1, 0), (7, 0), (7, 1_300), (99, 30), (150, 0)])
+def test_a_busy_loop_of_private_steps_is_found_however_long_it_is(length: int, before: int, memory: str) -> None:
+    """Private steps are taken a thousand in a row: a loop whose length does not divide that used to end at the step bound."""
+    search_ = StatefulSearch()
+    found = search(spinning(length, before, memory), search_)
+    assert search_.exhausted
+    assert found.violations == {"P0 never blocks and never ends, and nothing else can move: a busy loop"}
+
+
+def test_a_busy_loop_of_private_steps_is_shown_in_its_first_rounds_and_replays() -> None:
+    """Where it closes is learned, and the search starts again: nobody reads two hundred steps of a loop of seven."""
+    of, search_ = spinning(7, 0, "sc", others=1), StatefulSearch()
+    schedules = []
+    run, goes_on = 0, True
+    while goes_on:
+        execution = of.run(search_, run)
+        if execution.violations:
+            schedules.append([step.channel for step in execution.steps])
+        goes_on, run = search_.end(execution), run + 1
+    (schedule,) = schedules
+    assert len(schedule) <= 4 + 7 * 7  # four steps of P1 and P2, and P0 once or twice round before, between and after them
+    assert found_in(spinning(7, 0, "sc", others=1), schedule) is not None
+
+
+def test_a_long_way_alone_is_no_loop_and_hides_no_end_of_the_others() -> None:
+    """Store buffering beside a thread that counts to 1,500: all four ends, as without it."""
+    vm = Vm()
+    m: Any = vm.guest_memory(own=0, x=0, y=0)
+
+    async def counts(me: Any) -> None:
+        while me.rounds < 1_500:
+            me.checkpoint("again")
+            me.rounds += 1
+            await READ_ONCE(m.own)
+
+    async def stores(me: Any) -> None:
+        mine, theirs = (m.x, m.y) if me.name == "P1" else (m.y, m.x)
+        await WRITE_ONCE(mine, 1)
+        me.seen = await READ_ONCE(theirs)
+
+    Thread(vm, "P0", counts, seen=(), rounds=0)
+    for name in ("P1", "P2"):
+        Thread(vm, name, stores, seen=())
+    assert len({end.seen for end in by_states(World(vm, "tso", automata=True)).ends}) == 4
 
 
 class Marks(Monitor):

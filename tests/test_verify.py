@@ -196,6 +196,56 @@ def test_ctrl_c_keeps_what_was_found(racevisor: Shell, monkeypatch: pytest.Monke
     assert ["before", "two", "Sometimes", "Sometimes"] in [row[:4] for row in rows(out)]
 
 
+RAISES = COUNTER.replace("async def add_nothing(me):", "async def add_nothing(me):\n    1 / me.vm.memory.x.value")
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_scenario_that_raises_keeps_what_was_found_before_it(racevisor: Shell, tmp_path: Path, jobs: str) -> None:
+    """An hour of searches is not lost because the last file has a mistake; which cell it was is said, and how to see it alone."""
+    (tmp_path / "raises.py").write_text(RAISES, encoding="utf-8")
+    arguments = ("verify", EXAMPLE, "raises.py", "counter.py", "--memory", "pso", "--jobs", jobs)
+    status, out, err = racevisor(*arguments)
+    assert status == 2
+    assert ["before", "two", "Sometimes"] in [row[:3] for row in rows(out)]
+    assert "(stopped by an error after" in out and "claims confirmed" in out
+    assert re.match(r"racevisor: scenario file raises\.py, line \d+, in add_nothing: ZeroDivisionError", err), err
+    assert "in the search of raises lazy/two/pso" in err
+    assert "racevisor explore raises.py --variant lazy --setup two --memory pso" in err
+    assert "Traceback" not in err
+    told = int(re.search(r"after (\d+) of \d+ cells", err)[1])  # type: ignore[index]
+    status, out, _ = racevisor(*arguments, "--json")
+    found = json.loads(out)
+    assert status == found["exit_status"] == 2
+    assert "ZeroDivisionError" in found["error"]
+    assert found["confirmed"] == sum(len(entry["claims"]) for entry in found["scenarios"]) == told
+    assert [entry["scenario"] for entry in found["scenarios"]] == ["message_passing", "raises", "counter"]
+
+
+def test_a_scenario_that_raises_at_once_is_an_error_and_nothing_else(racevisor: Shell, tmp_path: Path) -> None:
+    """No table of nothing."""
+    (tmp_path / "raises.py").write_text(RAISES, encoding="utf-8")
+    status, out, err = racevisor("verify", "raises.py", "--variant", "lazy", "--jobs", "1")
+    assert (status, out) == (2, "")
+    assert "ZeroDivisionError" in err and "racevisor explore raises.py --variant lazy --setup two --memory sc" in err
+
+
+def test_a_mistake_of_our_own_keeps_the_results_and_its_traceback(racevisor: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was found is worth printing, and the traceback is what we need to see."""
+    left = [5]
+
+    def broken(case: Case, **options: object) -> Verdict:
+        left[0] -= 1
+        if left[0] < 0:
+            raise RuntimeError("ours")
+        return explore_case(case)
+
+    monkeypatch.setattr(table, "explore_case", broken)
+    with pytest.raises(RuntimeError, match="ours"):
+        main(["verify", "counter.py", "--jobs", "1", "--json"])
+    found = json.loads(racevisor.capsys.readouterr().out)
+    assert found["confirmed"] == 2 and found["error"] == "RuntimeError('ours')"
+
+
 # ---- the table ------------------------------------------------------------------------------------------------------------
 
 

@@ -7,12 +7,13 @@ import inspect
 import shutil
 import textwrap
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import click
 
 from actors.vm import KERNEL_FUNCTIONS
+from racevisor.commands.source import name_of, source_of
 from racevisor.errors import RacevisorError
 from racevisor.memory import MODELS
 from racevisor.scenario import Never, Scenario, Setup, Source, Variant, built_in, claim, in_table, load, require
@@ -79,7 +80,7 @@ def _as_json(scenario: Scenario, source: Source, chosen: dict[str, Variant]) -> 
         "variants": {
             key: {
                 "about": variant.about,
-                "replaces": {kernel: function.__name__ for kernel, function in variant.replaces.items()},
+                "replaces": {kernel: name_of(function) for kernel, function in variant.replaces.items()},
                 "exempt": dict(variant.exempt),
             }
             for key, variant in chosen.items()
@@ -182,20 +183,9 @@ def _print_source(scenario: Scenario, source: Source, key: str, variant: Variant
         out.print()
         whose = "the scenario's" if kernel in scenario.functions else "the machine's"
         left, right = f"{kernel}: {whose}", f"{kernel}: {key}"
-        before, after = _source_of(own[kernel], source), _source_of(function, source)
+        before, after = source_of(own[kernel], source), source_of(function, source)
         for line in _two_columns(out.width, left, before, right, after):
             out.print(Text(line, style="bold" if line.startswith(kernel) else ""), soft_wrap=True)
-
-
-def _source_of(function: Callable[..., Any], source: Source) -> list[str]:
-    """The lines of a function; those of a scenario file come from the text that was loaded."""
-    code = getattr(function, "__code__", None)
-    if code is not None and code.co_filename == source.path:
-        return [line.rstrip() for line in inspect.getblock(source.text.splitlines(True)[code.co_firstlineno - 1 :])]
-    try:
-        return textwrap.dedent(inspect.getsource(function)).rstrip().splitlines()
-    except (OSError, TypeError):
-        return [f"(no source for {function!r})"]
 
 
 def _two_columns(width: int, left: str, before: list[str], right: str, after: list[str]) -> Iterator[str]:

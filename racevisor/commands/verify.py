@@ -19,7 +19,7 @@ from racevisor.budget import parse, words
 from racevisor.commands.catalogue import story
 from racevisor.commands.explore import claims_json, duration, print_summary, print_table, refuted
 from racevisor.commands.output import Meter, console, print_json, processors, quiet_if
-from racevisor.errors import UsageError
+from racevisor.errors import Unfinished, UsageError
 from racevisor.explore import Verdict, cases
 from racevisor.ledger import short
 from racevisor.memory import MODELS
@@ -44,18 +44,30 @@ def verify(
 ) -> int:
     """Search every cell asked for; returns the exit status: 0 if every claim is confirmed."""
     began = time.perf_counter()
+    failure: Exception | None = None
+    interrupted = False
     with quiet_if(as_json):
         wanted = claimed_cells(names or built_in(), variants, setups, memories)
         options = {} if budget is None else {"budget": parse(budget)}
         found = _Found(wanted, None if as_json else console(), full)
-        interrupted = found.search(jobs or min(processors(), len(wanted)), options)
+        try:
+            interrupted = found.search(jobs or min(processors(), len(wanted)), options)
+        except Exception as error:
+            failure = error
     elapsed = time.perf_counter() - began
     everything = [v for _, verdicts in found.scenarios for v in verdicts]
     confirmed = sum(v.confirmed for v in everything)
+    if failure is not None and not everything:
+        raise failure
+    if not as_json:
+        _print_end(console(), found, everything, elapsed, interrupted, failed=failure is not None)
+    if failure is not None:
+        message = (
+            f"  stopped there, after {len(everything):,} of {len(wanted):,} cells; what was found before is on standard output"
+        )
+        raise Unfinished(message, _as_json(found, everything, elapsed, interrupted)) from failure
     if as_json:
         print_json(_as_json(found, everything, elapsed, interrupted))
-    else:
-        _print_end(console(), found, everything, elapsed, interrupted)
     return 130 if interrupted else 0 if confirmed == len(wanted) else 1
 
 
@@ -169,7 +181,9 @@ def _plain_table() -> Table:
     return Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
 
 
-def _print_end(out: Console, found: _Found, everything: list[Verdict], elapsed: float, interrupted: bool) -> None:
+def _print_end(
+    out: Console, found: _Found, everything: list[Verdict], elapsed: float, interrupted: bool, *, failed: bool
+) -> None:
     """What must be on the last screen: a line for each scenario, what was not confirmed, the sum of it all."""
     totals = _plain_table()
     totals.add_column("scenario", overflow="fold")
@@ -192,7 +206,8 @@ def _print_end(out: Console, found: _Found, everything: list[Verdict], elapsed: 
         out.print(f"  look at it:  racevisor explore {arguments}", soft_wrap=True)
     if len(wrong) > _NAMED:
         out.print(f"... and {len(wrong) - _NAMED} more; --json has them all")
-    print_summary(out, len(found.wanted), everything, interrupted, words(elapsed))
+    more = [words(elapsed), *([f"(stopped by an error after {len(everything):,} cells)"] if failed else [])]
+    print_summary(out, len(found.wanted), everything, interrupted, *more)
     for line in (_LEGEND, *([_MARKS] if wrong else [])):
         out.print(Text(line, style="dim"))
 

@@ -20,9 +20,10 @@ _LONGEST = 100  # steps in one leap
 class Leaps:
     """What each thread did, as a function of its local state, its own cells and its store buffer."""
 
-    def __init__(self, domains: list[Domain], owners: dict[int, int]) -> None:
+    def __init__(self, domains: list[Domain], owners: dict[int, int], stops: set[int]) -> None:
         self.domains = domains
         self.owners = owners
+        self.stops = stops  # local states that no leap jumps over
         self.known: dict[Any, Leap] = {}
         self.own_cells: dict[Thread, tuple[int, list[Cell], set[int]]] = {}
 
@@ -52,14 +53,13 @@ class Leaps:
 
     def _first_time(self, world: World, thread: Thread, cells: list[Cell], indices: set[int]) -> Leap:
         begin = len(world.steps)
-        own = [thread.channel, *thread.flushes.values()]
         moved = True
         while moved and len(world.steps) - begin < _LONGEST:
             moved = False
-            for channel in own:
+            for channel in (*thread.flushes.values(), thread.channel):  # stores first: so a buffer does not grow for ever
                 if channel.at >= 0 and _leapable(world, channel, indices):
                     world.step(channel)
-                    moved = True
+                    moved = thread.history not in self.stops
                     break
         return world.steps[begin:], [(c, c.value) for c in cells], thread.history, thread.buffer and thread.buffer.copy()
 

@@ -8,7 +8,9 @@ several checks that fail independently only one may be seen):
   that is not watched; the first time a second thread touches a believed-private cell, the search starts again knowing better.
   A write to a cell that a monitor reads is private only if nobody else takes a step on the monitor's watched cells.
   A head on a cell that a monitor looks at is not taken alone while a posted store of its own thread waits for such a cell.
-  A chain of 1,000 private steps is broken by a full expansion, so that no cycle hides the other threads for ever.
+  A chain of private steps that comes back to a state is broken there by a full expansion, so that no cycle hides the other
+  threads for ever; so is one of 1,000 steps.  Where a thread goes round by private steps is learned as well: at that checkpoint
+  the state is compared from then on, and so a busy loop of private steps is found as soon as it has come round.
 * **sleep sets** with state matching (Godefroid, LNCS 1032, section 5.2): of two commuting heads one order is enough.
 * a state already expanded is not expanded again, except for what then slept.
 
@@ -44,6 +46,7 @@ from racevisor.world import Channel, Execution, Snapshot, World
 Touch = tuple[int, bool, Pairs]
 Sleep = dict[Channel, Touch]
 _CHAIN = 1_000  # private steps in a row before the other threads are looked at; steps of an execution that only learns
+_LONG = 200  # private steps in a row, from which on it is looked whether they go round in a circle
 _LEARN = 64  # random executions first: they learn which cells are shared, and often meet a bad one
 _SHARED = -2
 _OF_THREAD = (THREAD, CHOICE)
@@ -76,6 +79,7 @@ class StatefulSearch:
         self.symmetry: Symmetry | None = None
         self.domains: list[Domain] = []
         self.owners: dict[int, int] = {}  # domain or pair of a monitor -> the one accessor seen so far, or _SHARED
+        self.rounds: set[int] = set()  # local states at checkpoints to which a thread came back by private steps alone
         self.settled: dict[int, bool] = {}  # local state -> is its head private?  For heads whose toucher is known
         self.blocked = 0
         self.bounded = False
@@ -89,7 +93,7 @@ class StatefulSearch:
         self.under_way = False
         self.again = False
         self.generated = 1
-        self.leaps = Leaps(self.domains, self.owners)
+        self.leaps = Leaps(self.domains, self.owners, self.rounds)
 
     # ---- the verbs --------------------------------------------------------------------------------------------------------
 
@@ -107,6 +111,7 @@ class StatefulSearch:
                 self.symmetry = Symmetry(world)
         self.world = world
         self.chain = len(world.steps)
+        self.met: set[Any] = set()  # states of chains of this execution, at checkpoints where it is looked
         self.alone: dict[Any, int] = {}  # the states since only one thread has been able to move, and after how many steps
         self.learning = Random(f"learn:{run}").random if run < _LEARN and self.reduce else None
         self.next = self.frames[-1].todo.pop() if self.frames else None
@@ -131,9 +136,15 @@ class StatefulSearch:
                     break
             else:
                 break
+            for posted in channel.thread.flushes.values() if channel.kind == THREAD else ():
+                if posted.at >= 0 and self._private(posted):
+                    channel = posted  # before the thread posts more: a loop that stores comes back to its state then
+                    break
             if channel in self.sleep:
                 self.blocked += 1
                 return None
+            if self._comes_round(channel):
+                break
             if channel.kind == IPI or not self._leap(channel):
                 return channel
             if not movable:
@@ -173,8 +184,28 @@ class StatefulSearch:
 
     # ---- inside -----------------------------------------------------------------------------------------------------------
 
+    def _comes_round(self, channel: Channel) -> bool:
+        """Is this a state in which the present execution has been, before a private step at a checkpoint?"""
+        state = channel.thread.history
+        known = state in self.rounds
+        if not known and len(self.world.steps) - self.chain < _LONG:
+            return False
+        automata = self.world.automata
+        if automata is None or state not in automata.anchors:
+            return False
+        key = self.world.fingerprint()
+        if key not in self.met:
+            self.met.add(key)
+            return False
+        if not known:
+            self.rounds.add(state)
+            self.again = True  # with leaps that end here, a loop is found in its first rounds and not in its two hundredth
+        return True
+
     def _leap(self, channel: Channel) -> bool:
         thread = channel.thread
+        if len(self.world.steps) - self.chain >= _LONG:
+            return False  # a leap might jump over the checkpoint where a loop closes
         if self.sleep and (thread.channel in self.sleep or any(c in self.sleep for c in thread.flushes.values())):
             return False  # a head that sleeps must not be moved along, for then its channel would sleep for the next head
         return self.leaps.take(self.world, thread)
