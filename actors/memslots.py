@@ -5,7 +5,10 @@ nobody changes while readers can reach it: an update copies the array, changes t
 the old one, and frees that.  kfree() is seen here as a store of "freed": an array is never used again, so whoever finds that
 value uses freed memory.  Each slot of an array is one cell; so is the one entry of a slot's rmap, and of its dirty bitmap.
 
-Frames and pages are small numbers; a slot is one to three frames long, of which the first may be mapped.
+Frames and pages are small numbers; a slot is one to four frames long, of which the first may be mapped.  Private slots, of
+KVM's own memory, are not modelled, nor is memory that KVM allocates for old userspace (user_alloc is 1); so mmap_sem is no part
+of this, and kvm_is_visible_gfn(), which looks at the 32 user slots only, sees what the others see who look at nmemslots: entries
+beyond that number are empty.
 """
 
 from __future__ import annotations
@@ -160,6 +163,17 @@ async def gfn_to_hva(kvm: Memslots, gfn: int) -> int | None:
     return slot.hva + gfn - slot.base_gfn
 
 
+async def memslot_id(kvm: Memslots, gfn: int) -> int:
+    """The number of the slot of a frame; of the last slot, if none has the frame.  [kvm_main.c, 2.6.34]"""
+    array = await READ_ONCE(kvm.memslots)  # rcu_dereference(): not what the caller looked at
+    i = 0
+    for i in range(len(kvm.arrays[array])):
+        slot = await slot_of(kvm, array, i)
+        if slot.holds(gfn):
+            break
+    return i
+
+
 async def kvm_is_visible_gfn(kvm: Memslots, gfn: int) -> bool:
     """May a shadow root be made of this frame?  Not of an INVALID slot's.  [kvm_main.c]"""
     slot = await gfn_to_memslot(kvm, gfn)
@@ -287,21 +301,31 @@ def wants_invalid_step(old: Slot, new: Slot) -> bool:
     return not new.npages
 
 
+def malformed(mem: Region) -> bool:
+    """Not whole pages, no such slot, or beyond the end of memory: -EINVAL for each of them, so the order is no matter."""
+    whole = not (mem.memory_size | mem.guest_phys_addr | mem.userspace_addr) & (1 << PAGE_SHIFT) - 1
+    there = mem.slot < KVM_MEMORY_SLOTS + KVM_PRIVATE_MEM_SLOTS and mem.guest_phys_addr + mem.memory_size < 1 << 64
+    return not (whole and there)
+
+
 async def check_region(me: Updater, mem: Region) -> int:
     """What can be said against a request, in the order of the kernel.  [kvm_main.c __kvm_set_memory_region, 2.6.34]"""
     kvm = me.kvm
-    if (mem.memory_size | mem.guest_phys_addr | mem.userspace_addr) & (1 << PAGE_SHIFT) - 1:
-        return -EINVAL
-    if mem.slot >= KVM_MEMORY_SLOTS + KVM_PRIVATE_MEM_SLOTS or mem.guest_phys_addr + mem.memory_size >= 1 << 64:
+    if malformed(mem):
         return -EINVAL
     array = await READ_ONCE(kvm.memslots)
     old = await slot_of(kvm, array, mem.slot)
     if mem.npages and old.npages and mem.npages != old.npages:
         return -EINVAL  # a slot's size cannot change
-    for i in range(min(KVM_MEMORY_SLOTS, len(kvm.arrays[array]))):
-        s = await slot_of(kvm, array, i) if i != mem.slot else Slot()
+    return await check_overlaps(me, mem, array)
+
+
+async def check_overlaps(me: Updater, mem: Region, array: str) -> int:
+    """User slots are disjoint; also if nothing is asked for, in the middle of another."""
+    for i, _ in enumerate(me.kvm.arrays[array][:KVM_MEMORY_SLOTS]):
+        s = await slot_of(me.kvm, array, i) if i != mem.slot else Slot()
         if s.npages and mem.base_gfn + mem.npages > s.base_gfn and mem.base_gfn < s.base_gfn + s.npages:
-            return -EEXIST  # also if nothing is asked for in the middle of s
+            return -EEXIST
     return 0
 
 
@@ -310,7 +334,8 @@ async def new_slot(me: Updater, mem: Region) -> tuple[Slot, Slot]:
     array = await READ_ONCE(me.kvm.memslots)
     old = await slot_of(me.kvm, array, mem.slot)
     if not mem.npages:
-        return old, Slot(mem.base_gfn, 0, mem.flags & ~KVM_MEM_LOG_DIRTY_PAGES)
+        flags = mem.flags & ~KVM_MEM_LOG_DIRTY_PAGES
+        return old, Slot(mem.base_gfn, 0, flags, old.hva)  # rmap and bitmap are freed with `old`
     new = old._replace(base_gfn=mem.base_gfn, npages=mem.npages, flags=mem.flags)
     if not mem.flags & KVM_MEM_LOG_DIRTY_PAGES:
         new = new._replace(dirty_bitmap=NONE)
@@ -344,7 +369,7 @@ async def kvm_set_memslot(me: Updater, mem: Region, old: Slot, new: Slot) -> int
     if copy is None:
         return -ENOMEM  # likewise
     replaced = await calls.install_new_memslots(me, copy)
-    await calls.commit_memory_region(me, old, new)
+    await calls.kvm_arch_commit_memory_region(me, mem, old)
     await kvm_free_physmem_slot(me, old, new)
     await kfree(me, replaced)
     if calls.logging_begins(old, new):
@@ -368,12 +393,12 @@ async def install_new_memslots(me: Updater, copy: str) -> str:
 
 
 async def kvm_arch_prepare_memory_region(me: Updater) -> bool:
-    """What the architecture does beforehand; says whether it failed, as it may where memory is short.  [x86.c]"""
+    """What the architecture does beforehand; says whether it failed.
+
+    It may, says the caller's code, also for a deletion.  x86's own cannot in 2.6.34: it fails only where it has to mmap() for a
+    new slot of old userspace.  [x86.c kvm_arch_prepare_memory_region, 2.6.34]
+    """
     return me.memory_is_short and bool(await choose(2))
-
-
-async def commit_memory_region(me: Updater, old: Slot, new: Slot) -> None:
-    """x86 has nothing to do that matters here.  [x86.c kvm_arch_commit_memory_region, 2.6.34]"""
 
 
 def logging_begins(old: Slot, new: Slot) -> bool:

@@ -16,14 +16,16 @@ from actors.memslots import (
     WRITER,
     Memslots,
     Oops,
+    Region,
     Slot,
     Task,
     Updater,
     gfn_to_memslot,
+    memslot_id,
     slot_of,
     table_of,
 )
-from actors.ops import READ_ONCE, WRITE_ONCE, await_eq, await_masked, set_bit, smp_rmb, smp_store_release, xchg
+from actors.ops import READ_ONCE, WRITE_ONCE, await_eq, await_masked, smp_rmb, smp_store_release, xchg
 from actors.srcu import srcu_read_lock, srcu_read_unlock
 from actors.sync import Lock
 
@@ -36,6 +38,7 @@ class ShadowMmu(Actor):
         self.mmu_lock = Lock(self.cell("mmu_lock", ""))
         self.seq = self.cell("notifier_seq", 0)
         self.sptes: dict[int, Cell] = {gfn: self.cell(f"spte[{gfn}]", spte) for gfn, spte in sptes.items()}
+        self.slot_bitmap = self.cell("slot_bitmap", 1 if any(sptes.values()) else 0)  # of the one shadow page that has them
         self.root: Cell | None = self.cell("root", "") if shadow_page else None
         self.ptes: dict[int, Cell] = {hva: self.cell(f"pte[{hva}]", "present") for hva in pages}
         self.pages: dict[int, Cell] = {hva: self.cell(f"page[{hva}]", "") for hva in pages}
@@ -43,6 +46,8 @@ class ShadowMmu(Actor):
     def value_name(self, cell: Cell, value: Any) -> str:
         """What is mapped, and how."""
         name = cell.name
+        if name == "slot_bitmap":
+            return "|".join(f"slot {nr}" for nr in range(value.bit_length()) if value >> nr & 1) or "no slot"
         if name.startswith("spte"):
             return f"hva {value[0]}{', writable' * value.endswith('w')}" if value else "none"
         return str(value) if value != "" else "free" if name == "mmu_lock" else "none"
@@ -145,11 +150,23 @@ async def gfn_to_rmap(kvm: Memslots, gfn: int) -> str:
 
 
 async def mark_page_dirty(kvm: Memslots, gfn: int) -> None:
-    """Log a write, if the slot is logged.  [kvm_main.c]"""
+    """Log a write, if the slot is logged.  [kvm_main.c, 2.6.34]"""
     slot = await gfn_to_memslot(kvm, gfn)
     if slot is not None and slot.dirty_bitmap:
-        await table_of(kvm, slot.dirty_bitmap)
-        await set_bit(0, kvm.tables[slot.dirty_bitmap])
+        await kvm.vm.calls.mark_in_bitmap(kvm, slot.dirty_bitmap, gfn - slot.base_gfn)
+
+
+async def mark_in_bitmap(kvm: Memslots, bitmap: str, nr: int) -> None:
+    """A test, then __set_bit(), which is a load and a store: another who marks a page of the same word is lost."""
+    if not await table_of(kvm, bitmap) >> nr & 1:
+        word = await table_of(kvm, bitmap)
+        await WRITE_ONCE(kvm.tables[bitmap], word | 1 << nr)
+
+
+async def page_header_update_slot(mmu: ShadowMmu, kvm: Memslots, gfn: int) -> None:
+    """Note in the shadow page that it maps a page of this slot: dirty logging looks there.  [mmu.c, 2.6.34]"""
+    slot = await memslot_id(kvm, gfn)
+    await WRITE_ONCE(mmu.slot_bitmap, await READ_ONCE(mmu.slot_bitmap) | 1 << slot)  # __set_bit()
 
 
 async def tdp_page_fault(vcpu: VcpuTask, gfn: int) -> str:
@@ -165,6 +182,7 @@ async def tdp_page_fault(vcpu: VcpuTask, gfn: int) -> str:
             return "retries"
         await mark_page_dirty(kvm, gfn)
         await WRITE_ONCE(mmu.sptes[gfn], f"{pfn}w")
+        await page_header_update_slot(mmu, kvm, gfn)
         rmap = await gfn_to_rmap(kvm, gfn)  # rmap_add()
         await table_of(kvm, rmap)
         await WRITE_ONCE(kvm.tables[rmap], f"spte[{gfn}]")
@@ -341,15 +359,21 @@ async def kvm_vcpu_block(vcpu: VcpuTask) -> None:
 # ---- the dirty log
 
 
-async def kvm_mmu_slot_remove_write_access(me: Updater) -> None:
-    """Write-protect every mapping of the slot, and flush.  [mmu.c]"""
-    mmu: ShadowMmu = me.vm.by_name["mmu"]
+async def kvm_mmu_slot_remove_write_access(me: Updater, slot: int) -> None:
+    """Write-protect what is in shadow pages that map the slot, and flush; with mmu_lock, as callers do.  [mmu.c, 2.6.34]"""
+    _, mmu = machine(me.vm)
     async with mmu.mmu_lock.held_by(me):
-        for spte in mmu.sptes.values():
-            value = await READ_ONCE(spte)
-            if value.endswith("w"):
-                await WRITE_ONCE(spte, value[:-1])
+        if await READ_ONCE(mmu.slot_bitmap) >> slot & 1:
+            for spte in mmu.sptes.values():
+                value = await READ_ONCE(spte)
+                if value.endswith("w"):
+                    await WRITE_ONCE(spte, value[:-1])
         await kvm_flush_remote_tlbs(me)
+
+
+async def kvm_arch_commit_memory_region(me: Updater, mem: Region, old: Slot) -> None:
+    """Whatever was asked for: what is mapped becomes read-only, now that the new slot is published.  [x86.c, 2.6.34]"""
+    await kvm_mmu_slot_remove_write_access(me, mem.slot)
 
 
 async def vcpu_writes(vcpu: VcpuTask) -> str:

@@ -8,22 +8,32 @@ becomes INVALID first: nobody may map it any more, but it can be found.  After a
 ("after").
 
 What the patch left open, and every mutant of it has: a slot that moves is published in one step ("move_invalid", 3.8, repairs
-it; "flush_moved", 3.2, flushes too late, and finds no slot for what it tears down); an error between the two steps leaves the
-slot INVALID for ever ("today" puts it back); GET_DIRTY_LOG of the same series loses pages ("swap_first", edde99ce0529); odd
-requests of userspace are not refused ("odd").  With the patch alone vCPUs still take slots_lock ("patch_alone"); f656ce0185ca
-of the same day switched them over, and "after" has it.  TLBs must be flushed before mmu_lock is dropped, as kvm_mmu_zap_page()
-does in 2.6.34: else a notifier finds nothing mapped, does not flush, and the page is freed under the guest ("tlb_late").
+it; "flush_moved" flushes too late, and finds no slot for what it tears down); an error between the two steps leaves the slot
+INVALID for ever ("today" puts it back); GET_DIRTY_LOG of the same series loses pages ("swap_first", edde99ce0529; "protect", 3.8,
+swaps no slots at all); odd requests of userspace are not refused ("odd").  With the patch alone vCPUs still take slots_lock
+("patch_alone"); f656ce0185ca of the same day switched them over, and "after" has it.  TLBs must be flushed before mmu_lock is
+dropped, as kvm_mmu_zap_page() does in 2.6.34: else a notifier finds nothing mapped, does not flush, and the page is freed under
+the guest ("tlb_late").
+
+kvm_arch_commit_memory_region() write-protects under mmu_lock whatever was asked for, after the new array is published.  That
+saves two mutants: who flushes before logging begins (M-M14) loses no page unless the write protection comes early as well
+("protect_early"), and a notifier without SRCU (M-M9) is waited for by mmu_lock, but for GET_DIRTY_LOG, which has no commit.
 
 Modelled: SRCU with its flips and its wait for every CPU; slot arrays, rmaps and bitmaps that are freed; faults with the
-notifiers' retry; a notifier; shadow roots; the dirty log.  Left out: large pages, aliases, MMIO caching, more than one frame of
-a slot being mapped; a TLB flush is one step.
+notifiers' retry; a notifier; shadow roots; the dirty log, with the bitmap that says which slots a shadow page maps.  The teardown
+takes the mappings of all slots, which costs faults and nothing else.  Left out: large pages, aliases, mmap_sem, the reload of
+roots, more than one frame of a slot being mapped; a TLB flush is one step.  memslot_id() names the last slot if none has the
+frame, but only a move brings a vCPU to ask it for such a frame, and then the stale mapping itself is what is found ("move").
+The MMU audit of that time does not compile, and ia64 unlocks in the order in which it locked: neither is an interleaving.
+Who else relies on slots: memslot_users.  What vCPUs remember of frames that have no slot: memslot_generations.
 """
 
 from collections.abc import Callable, Iterator
+from itertools import combinations
 from typing import Any, ClassVar
 
 from actors.memslots import (
-    ENOMEM,
+    FREED,
     KVM_MEM_LOG_DIRTY_PAGES,
     KVM_MEMSLOT_INVALID,
     WRITER,
@@ -32,26 +42,33 @@ from actors.memslots import (
     Slot,
     Task,
     Updater,
-    copy_memslots,
-    gfn_to_memslot,
-    install_new_memslots,
-    invalidate_memslot,
-    kfree,
-    kvm_free_physmem_slot,
-    kvm_set_memslot,
-    logging_begins,
-    publish,
     region,
     synchronize_memslots_slowly,
 )
 from actors.ops import WRITE_ONCE, choose, xchg
+from actors.slot_mutants import (
+    checks_early,
+    m1_no_first_wait,
+    m2_no_second_wait,
+    m3_flush_first,
+    m4_free_early,
+    m5_publish_then_flush,
+    m6_flush_then_publish,
+    m11_sees_invalid,
+    m12_hides_invalid,
+    m14_flush_before_logging,
+    m17_slots_lock_inside,
+    m18_halts_inside,
+    m21_copies_early,
+    never_begins,
+    protect_early,
+)
 from actors.slot_readers import (
     Notifier,
     ShadowMmu,
     VcpuTask,
     disk,
     flush_shadow_tlb_late,
-    kvm_vcpu_block,
     machine,
     mmu_alloc_roots,
     no_read_lock,
@@ -71,8 +88,10 @@ from actors.slot_versions import (
     check_region_today,
     commit_flushes_moved,
     get_dirty_log_before,
+    get_dirty_log_protect,
     get_dirty_log_swap_first,
     kvm_vm_ioctl_get_dirty_log,
+    mark_by_set_bit,
     moves_or_deletes,
     nothing,
     set_memslot_before,
@@ -91,107 +110,12 @@ BEFORE: dict[str, Callable[..., Any]] = {
     "kvm_set_memslot": set_memslot_before, "get_dirty_log": get_dirty_log_before,
 }  # fmt: skip
 TODAY: dict[str, Callable[..., Any]] = {
-    "check_region": check_region_today, "kvm_set_memslot": set_memslot_today, "get_dirty_log": get_dirty_log_swap_first,
-    "wants_invalid_step": moves_or_deletes,
+    "check_region": check_region_today, "kvm_set_memslot": set_memslot_today, "get_dirty_log": get_dirty_log_protect,
+    "wants_invalid_step": moves_or_deletes, "mark_in_bitmap": mark_by_set_bit,
 }  # fmt: skip
 
 
 # fmt: off
-# ---- mutants of the update
-async def m1_no_first_wait(me: Updater, copy: str) -> None:
-    """invalidate_memslot() without its grace period."""
-    old = await publish(me, copy)
-    await me.vm.calls.kvm_arch_flush_shadow(me)
-    await kfree(me, old)
-
-async def m2_no_second_wait(me: Updater, copy: str) -> str:
-    """install_new_memslots() without its grace period."""
-    return await publish(me, copy)
-
-async def m3_flush_first(me: Updater, copy: str) -> None:
-    """invalidate_memslot(), flushing before the slot is INVALID."""
-    await me.vm.calls.kvm_arch_flush_shadow(me)
-    old = await publish(me, copy)
-    await me.vm.calls.synchronize_memslots(me)
-    await kfree(me, old)
-
-async def m4_free_early(me: Updater, copy: str) -> None:
-    """invalidate_memslot(), freeing before the grace period."""
-    old = await publish(me, copy)
-    await kfree(me, old)
-    await me.vm.calls.synchronize_memslots(me)
-    await me.vm.calls.kvm_arch_flush_shadow(me)
-
-async def install_and_free(me: Updater, old: Slot, new: Slot, copy: str, flush: bool = False) -> int:
-    """The rest of kvm_set_memslot() once the copy is there."""
-    replaced = await install_new_memslots(me, copy)
-    if flush:
-        await me.vm.calls.kvm_arch_flush_shadow(me)
-    await kvm_free_physmem_slot(me, old, new)
-    await kfree(me, replaced)
-    return 0
-
-async def m5_publish_then_flush(me: Updater, mem: Region, old: Slot, new: Slot) -> int:
-    """kvm_set_memslot() in one step: gone, then torn down."""
-    copy = await copy_memslots(me, mem.slot, new)
-    return -ENOMEM if copy is None else await install_and_free(me, old, new, copy, flush=True)
-
-async def m6_flush_then_publish(me: Updater, mem: Region, old: Slot, new: Slot) -> int:
-    """kvm_set_memslot() in one step: torn down, then gone."""
-    await me.vm.calls.kvm_arch_flush_shadow(me)
-    copy = await copy_memslots(me, mem.slot, new)
-    return -ENOMEM if copy is None else await install_and_free(me, old, new, copy)
-
-async def m11_sees_invalid(kvm: Memslots, gfn: int) -> bool:
-    """kvm_is_visible_gfn() for INVALID slots too."""
-    return await gfn_to_memslot(kvm, gfn) is not None
-
-async def m12_hides_invalid(kvm: Memslots, gfn: int) -> Slot | None:
-    """gfn_to_memslot() that finds no INVALID slot."""
-    slot = await gfn_to_memslot(kvm, gfn)
-    return None if slot is None or slot.flags & KVM_MEMSLOT_INVALID else slot
-
-async def m14_flush_before_logging(me: Updater, mem: Region, old: Slot, new: Slot) -> int:
-    """kvm_set_memslot(): writable mappings go before the bitmap is there, as under the semaphore."""
-    if logging_begins(old, new):
-        await me.vm.calls.kvm_arch_flush_shadow(me)
-    return await kvm_set_memslot(me, mem, old, new)
-
-def never_begins(old: Slot, new: Slot) -> bool:
-    """No flush when logging begins."""
-    return False
-
-async def m17_slots_lock_inside(vcpu: VcpuTask, idx: int) -> None:
-    """slots_lock in the read section."""
-    calls = vcpu.vm.calls
-    await calls.slots_lock(vcpu, vcpu.kvm)
-    await calls.slots_unlock(vcpu, vcpu.kvm)
-    await calls.vcpu_read_unlock(vcpu, idx)
-    await kvm_vcpu_block(vcpu)
-
-async def m18_halts_inside(vcpu: VcpuTask, idx: int) -> None:
-    """HLT in the read section."""
-    await kvm_vcpu_block(vcpu)
-    await vcpu.vm.calls.vcpu_read_unlock(vcpu, idx)
-
-async def m21_copies_early(me: Updater, mem: Region) -> int:
-    """The ioctl copies before it takes slots_lock."""
-    calls = me.vm.calls
-    old, new = await calls.new_slot(me, mem)
-    copy = await copy_memslots(me, mem.slot, new if mem.npages else None)
-    await calls.slots_lock(me, me.kvm)
-    r: int = await calls.check_region(me, mem) or await m21_goes_on(me, mem, old, new, copy)
-    await calls.slots_unlock(me, me.kvm)
-    return r
-
-async def m21_goes_on(me: Updater, mem: Region, old: Slot, new: Slot, copy: str | None) -> int:
-    """kvm_set_memslot() with a copy that was made before."""
-    if copy is not None and not mem.npages:
-        await invalidate_memslot(me, copy)
-        copy = await copy_memslots(me, mem.slot, new)
-    return -ENOMEM if copy is None else await install_and_free(me, old, new, copy, flush=logging_begins(old, new))
-
-
 # ---- who runs
 DELETE, CREATE, MOVE, LOG = region(0, 0, 0), region(0, 0, 1), region(0, 1, 1), region(0, 0, 1, 0, KVM_MEM_LOG_DIRTY_PAGES)
 ODD = {
@@ -234,6 +158,9 @@ async def in_guest(vcpu: VcpuTask) -> str:
     return "runs"
 
 M14: dict[str, Callable[..., Any]] = {"kvm_set_memslot": m14_flush_before_logging, "logging_begins": never_begins}
+PROTECT_EARLY: dict[str, Callable[..., Any]] = {**M14, "kvm_set_memslot": protect_early, "kvm_arch_commit_memory_region": nothing}
+#: the variants in which GET_DIRTY_LOG, or who reads slots meanwhile, is another than in "after"
+LOGS = ("before", "patch_alone", "after", "swap_first", "protect", "today", "M-M7", "M-M9", "M-M19", "M-M20", "flip_only")
 EXITS = ("fault", "root", "sleeper", "create", "log", "get_log")  # the set-ups in which a vCPU exits and reads slots
 
 def sometimes(*setups: str, word: Claim = Sometimes) -> dict[str, Claim]:
@@ -286,22 +213,63 @@ class Resolvable(Monitor):
         return None
 
 
+class Instantiated(Monitor):
+    """While an INVALID slot is torn down, and after it, nothing new is mapped of it."""
+
+    check = "M-I3"
+
+    def __init__(self, kvm: Memslots, mmu: ShadowMmu) -> None:
+        arrays = [cell for array in kvm.arrays.values() for cell in array]
+        made = [*mmu.sptes.values(), *([] if mmu.root is None else [mmu.root])]
+        super().__init__([mmu.mmu_lock.cell, kvm.memslots, *made], reads=arrays, torn=False)
+        self.kvm, self.mmu = kvm, mmu
+
+    def on_step(self, step: Step) -> Violation | None:
+        if step.cell is self.mmu.mmu_lock.cell:
+            if step.writes and step.after == "userspace":
+                first = self.kvm.arrays[self.kvm.memslots.value][0].value
+                self.ghost["torn"] = isinstance(first, tuple) and bool(Slot(*first).flags & KVM_MEMSLOT_INVALID)
+                self.where["torn"] = step.n
+        elif step.cell is self.kvm.memslots:
+            self.ghost["torn"] = self.ghost["torn"] and not step.writes
+        elif step.writes and step.after and self.ghost["torn"]:
+            assert step.cell is not None
+            text = f"{step.thread} makes {step.cell.label} of an INVALID slot, whose mappings are torn down"
+            return Violation(self.check, text, (self.where["torn"], step.n))
+        return None
+
+
+class WriteAfterFree(Monitor):
+    """Nobody writes to an rmap or a bitmap that is freed; who reads one says so himself."""
+
+    check = "M-I1"
+
+    def on_step(self, step: Step) -> Violation | None:
+        if step.writes and step.before == FREED and step.after != FREED:
+            assert step.cell is not None
+            return Violation(self.check, f"{step.thread} writes to {step.cell.label}, which is freed", (step.n,))
+        return None
+
+
 class Logged(Monitor):
-    """When an ioctl returns, what is writable is marked in the bitmap: its next writes are reported."""
+    """When an ioctl returns, what is writable is marked in the bitmap: its next writes are reported.
+
+    Not at every instant: an ioctl may do its halves in either order until it returns, and a fault has mmu_lock for its own.
+    """
 
     check = "M-I9"
 
     def __init__(self, kvm: Memslots, mmu: ShadowMmu) -> None:
         watches = (kvm.slots_lock.cell, kvm.slots_rwsem, kvm.memslots, mmu.sptes[0])
         arrays = [cell for array in kvm.arrays.values() for cell in array]
-        super().__init__(watches, reads=[*arrays, *kvm.tables.values()])
-        self.kvm, self.spte = kvm, mmu.sptes[0]
+        super().__init__(watches, reads=[*arrays, *kvm.tables.values(), mmu.mmu_lock.cell])
+        self.kvm, self.spte, self.mmu_lock = kvm, mmu.sptes[0], mmu.mmu_lock.cell
 
     def on_step(self, step: Step) -> Violation | None:
         if step.cell is self.spte or step.cell is self.kvm.memslots:
             if step.writes:
                 self.where[step.cell.name] = step.n
-        elif step.writes and step.after in ("", 0) and self.spte.value.endswith("w"):
+        elif step.writes and step.after in ("", 0) and self.spte.value.endswith("w") and not self.mmu_lock.value:
             slot = Slot(*self.kvm.arrays[self.kvm.memslots.value][0].value)
             if slot.dirty_bitmap and not self.kvm.tables[slot.dirty_bitmap].value:
                 text = f"{self.spte.label} is writable and {slot.dirty_bitmap} is empty: the next write is never logged"
@@ -338,10 +306,12 @@ class MemslotDeletion(Scenario):
         "create": Setup("userspace creates a slot; a vCPU faults on it"),
         "move": Setup("userspace moves a slot to another frame, which a vCPU has mapped and in its TLB"),
         "log": Setup("userspace switches dirty logging on; a vCPU writes"),
-        "get_log": Setup("userspace gets the dirty log; a vCPU writes"),
+        "get_log": Setup("userspace gets the dirty log; a vCPU writes", LOGS),
+        "reclaim_log": Setup("userspace gets the dirty log; the host reclaims the page, which a vCPU has in its TLB", LOGS),
         "two_updaters": Setup("one thread deletes a slot, another creates one"),
         "no_memory": Setup("userspace deletes a slot, and any step of it that can fail may fail"),
         "odd": Setup("userspace makes one of several odd requests; nobody else runs"),
+        "overlap": Setup("two threads create slots that overlap", ("before", "after", "today", "checks_early")),
     }
     functions: ClassVar = FUNCTIONS
     variants: ClassVar = {
@@ -349,66 +319,75 @@ class MemslotDeletion(Scenario):
                           {**sometimes(*EXITS, "odd"), "no_memory": Never}),
         "patch_alone": Variant("the patch without f656ce0185ca: vCPUs still wait", RWSEM, sometimes(*EXITS)),
         "after": Variant("2.6.34: INVALID, grace period, flush, then gone; vCPUs read under SRCU"),
-        "flush_moved": Variant("3.2: a flush after the move; it finds no slot for what it tears down",
-                               {"commit_memory_region": commit_flushes_moved}),
+        "flush_moved": Variant("3.8's flush after a move, by itself: it finds no slot for what it tears down",
+                               {"kvm_arch_commit_memory_region": commit_flushes_moved}),
         "move_invalid": Variant("3.8: a slot that moves is INVALID in between", {"wants_invalid_step": moves_or_deletes},
                                 {"move": Never}),
         "swap_first": Variant("2.6.37: GET_DIRTY_LOG swaps, then write-protects", {"get_dirty_log": get_dirty_log_swap_first},
                               {"get_log": Never}),
-        "today": Variant("since 5.7: what is half done is undone; odd requests are refused", TODAY,
+        "protect": Variant("3.8: GET_DIRTY_LOG swaps words, and no slots",
+                           {"get_dirty_log": get_dirty_log_protect, "mark_in_bitmap": mark_by_set_bit}, {"get_log": Never}),
+        "today": Variant("6.16: what is half done is undone; odd requests are refused", TODAY,
                          dict.fromkeys(("move", "get_log", "no_memory", "odd"), Never)),
         "M-M1": Variant("no grace period before the flush", {"invalidate_memslot": m1_no_first_wait},
                         sometimes("fault", "root", "sleeper")),
         "M-M2": Variant("no grace period after the slot is gone", {"install_new_memslots": m2_no_second_wait},
-                        sometimes("fault", "reclaim", "root", "sleeper", "create", "log")),
+                        sometimes("fault", "root", "sleeper", "create", "log")),
         "M-M3": Variant("flush before INVALID", {"invalidate_memslot": m3_flush_first}, sometimes("fault", "root")),
         "M-M4": Variant("free before the grace period", {"invalidate_memslot": m4_free_early},
                         sometimes("fault", "reclaim", "root", "sleeper")),
         "M-M5": Variant("naive: publish, then flush", {"kvm_set_memslot": m5_publish_then_flush},
                         {**sometimes("fault", "reclaim", "root"), "no_memory": Never}),
         "M-M6": Variant("naive: flush, then publish", {"kvm_set_memslot": m6_flush_then_publish},
-                        {**sometimes("fault", "root", "log"), "no_memory": Never, "move": Never}),
+                        {**sometimes("fault", "root"), "no_memory": Never, "move": Never}),
         "M-M7": Variant("vCPUs read without SRCU", {"vcpu_read_lock": no_read_lock, "vcpu_read_unlock": no_read_unlock},
                         sometimes(*EXITS)),
         "M-M8": Variant("notifiers skip INVALID slots", {"notifier_skips": skips_invalid}, sometimes("reclaim")),
-        "M-M9": Variant("notifiers without SRCU", {"notifier_read_lock": no_read_lock, "notifier_read_unlock": no_read_unlock},
-                        sometimes("reclaim")),
+        "M-M9": Variant("notifiers without SRCU: mmu_lock, which every commit takes, hides it but for GET_DIRTY_LOG",
+                        {"notifier_read_lock": no_read_lock, "notifier_read_unlock": no_read_unlock}, sometimes("reclaim_log")),
         "M-M11": Variant("roots are made of INVALID slots", {"kvm_is_visible_gfn": m11_sees_invalid}, sometimes("root")),
         "M-M12": Variant("gfn_to_memslot() hides INVALID slots", {"gfn_to_memslot": m12_hides_invalid},
                          sometimes("fault", "reclaim", "root")),
         "M-M13": Variant("no TLB flush", {"flush_after_zap": nothing}, sometimes("reclaim")),
-        "M-M14": Variant("logging: flush, then publish", M14, sometimes("log")),
+        "M-M14": Variant("logging: flush, then publish: harmless, the commit write-protects after it", M14),
+        "protect_early": Variant("logging: flush and write-protect, then publish", PROTECT_EARLY, sometimes("log")),
         "M-M17": Variant("slots_lock is taken in a read section", {"vcpu_uses_slots_lock": m17_slots_lock_inside},
                          sometimes("sleeper")),
         "M-M18": Variant("a vCPU halts in a read section", {"vcpu_uses_slots_lock": m18_halts_inside}, sometimes("sleeper")),
         "M-M19": Variant("a plain store publishes: hidden by x86", {"rcu_assign_pointer": WRITE_ONCE},
-                         sometimes(*EXITS[:-1], "reclaim", word={"pso": Sometimes})),
+                         sometimes(*EXITS[:-1], "reclaim", "reclaim_log", word={"pso": Sometimes})),
         "M-M20": Variant("synchronize_srcu(), not _expedited(): harmless", {"synchronize_memslots": synchronize_memslots_slowly}),
         "M-M21": Variant("the array is copied before slots_lock is taken", {"kvm_set_memory_region": m21_copies_early},
                          sometimes("two_updaters")),
+        "checks_early": Variant("requests are checked before slots_lock is taken", {"kvm_set_memory_region": checks_early},
+                                sometimes("two_updaters", "overlap")),
         "M-M22": Variant("a slot moves in one step: the patch itself, see move"),
         "tlb_late": Variant("TLBs are flushed after mmu_lock is dropped", {"kvm_arch_flush_shadow": flush_shadow_tlb_late},
                             sometimes("reclaim")),
         "flip_only": Variant("SRCU flips without synchronize_sched()", {"synchronize_memslots": synchronize_flip_only},
-                             sometimes("fault", "reclaim", "root", "sleeper")),
+                             sometimes("fault", "root", "sleeper")),
     }  # fmt: skip
 
     def build(self, vm: Vm, setup: str) -> None:
         """Slot 0 is frame 0, at hva 0."""
-        mapped = "0w" if setup in ("reclaim", "move", "get_log") else ""
-        logged = setup == "get_log"
+        mapped = "0w" if setup in ("reclaim", "move", "get_log", "reclaim_log") else ""
+        logged = setup in ("get_log", "reclaim_log")
         first = Slot(0, 2 if setup == "odd" else 1, KVM_MEM_LOG_DIRTY_PAGES * logged, 0, "rmap1", "bitmap1" if logged else "")
-        bodies = {"reclaim": in_guest, "move": in_guest, "root": mmu_alloc_roots, "sleeper": vcpu_reads_and_halts,
-                  "fault": vcpu_faults, "create": vcpu_faults, "log": vcpu_writes, "get_log": vcpu_writes}  # fmt: skip
-        hosts = {"reclaim": ("kswapd", try_to_unmap), "sleeper": ("disk", disk)}
-        runs, still = bodies.get(setup), {"reclaim": 1, "move": vm.size}.get(setup, 0)  # so many vCPUs stay in the guest
-        readers = [f"vcpu{i}" for i in range(still, vm.size if runs else 0)] + ["kswapd"] * (setup == "reclaim")
-        slots = [Slot() if setup == "create" else first]
-        slots += {"two_updaters": [Slot()], "odd": [Slot(), Slot(2, 1, 0, 2, "rmap3")]}.get(setup, [])
-        kvm = Memslots(vm, "kvm", slots, 4 if setup == "two_updaters" else 3, readers)
+        bodies = {"reclaim": in_guest, "reclaim_log": in_guest, "move": in_guest, "root": mmu_alloc_roots,
+                  "sleeper": vcpu_reads_and_halts, "fault": vcpu_faults, "create": vcpu_faults, "log": vcpu_writes,
+                  "get_log": vcpu_writes}  # fmt: skip
+        kswapd = ("kswapd", try_to_unmap)
+        hosts = {"reclaim": kswapd, "reclaim_log": kswapd, "sleeper": ("disk", disk)}
+        runs = bodies.get(setup)
+        still = {"reclaim": 1, "reclaim_log": 1, "move": vm.size}.get(setup, 0)  # so many vCPUs stay in the guest
+        readers = [f"vcpu{i}" for i in range(still, vm.size if runs else 0)]
+        readers += ["kswapd"] * setup.startswith("reclaim")
+        slots = [Slot() if setup in ("create", "overlap") else first]
+        slots += {"two_updaters": [Slot()], "overlap": [Slot()], "odd": [Slot(), Slot(2, 1, 0, 2, "rmap3")]}.get(setup, [])
+        kvm = Memslots(vm, "kvm", slots, 4 if setup in ("two_updaters", "overlap") else 3, readers)
         for name in ("rmap1", "rmap2", "rmap3")[: 3 if setup == "odd" else 2]:
             kvm.table(name, "spte[0]" if mapped and name == "rmap1" else "")
-        if setup in ("log", "get_log"):
+        if logged or setup == "log":
             kvm.table("bitmap1", 1)
             kvm.table("bitmap2", 0)
         mmu = ShadowMmu(vm, "mmu", {0: mapped}, [0], shadow_page=setup == "root")
@@ -418,23 +397,26 @@ class MemslotDeletion(Scenario):
         if setup in hosts:
             Notifier(vm, *hosts[setup], kvm, mmu)
         does = {"sleeper": deletes_then_interrupts, "create": asks(CREATE), "move": asks(MOVE), "log": asks(LOG),
-                "get_log": gets_dirty_log, "odd": asks_oddly}  # fmt: skip
+                "get_log": gets_dirty_log, "reclaim_log": gets_dirty_log, "odd": asks_oddly, "overlap": asks(CREATE)}  # fmt: skip
         userspace = Updater(vm, "userspace", does.get(setup, asks(DELETE)), kvm, ("slots2", "slots3"), "rmap2")
         userspace.memory_is_short = setup == "no_memory"
-        if setup == "two_updaters":
-            Updater(vm, "hotplug", asks(region(1, 1, 1, 1)), kvm, ("slots4",), "rmap2")
+        if setup in ("two_updaters", "overlap"):
+            Updater(vm, "hotplug", asks(region(1, setup == "two_updaters", 1, 1)), kvm, ("slots4",), "rmap1")
 
     def monitors(self, vm: Vm) -> list[Monitor]:
         """Safety."""
-        kvm, mmu = machine(vm)
         found: list[Monitor] = [NoOops([task.oops]) for task in self.tasks(vm)]
+        kvm, mmu = machine(vm)
+        found.append(WriteAfterFree(kvm.tables.values()))
         if vm.setup in ("fault", "reclaim", "move"):
             found.append(Resolvable(kvm, mmu))
+        if vm.setup in ("fault", "root"):
+            found.append(Instantiated(kvm, mmu))
         if vm.setup in ("log", "get_log"):
             found.append(Logged(kvm, mmu))
         if vm.calls.vcpu_read_lock is vcpu_down_read:
             found.append(NoStall([kvm.slots_rwsem]))
-        if vm.setup == "reclaim":
+        if vm.setup.startswith("reclaim"):
             tlbs = [task.tlb for task in self.tasks(vm) if isinstance(task, VcpuTask)]
             found.append(NotMapped([mmu.pages[0]], reads=[*mmu.sptes.values(), *tlbs]))
         return found
@@ -474,13 +456,19 @@ class MemslotDeletion(Scenario):
         kvm, _ = machine(vm)
         slots = kvm.now()
         (userspace,) = (actor for actor in vm.actors if isinstance(actor, Updater) and actor.name == "userspace")
+        if any(a.npages and b.npages and a.base_gfn < b.base_gfn + b.npages and b.base_gfn < a.base_gfn + a.npages
+               for a, b in combinations(slots, 2)):  # fmt: skip
+            yield Violation("M-I6", f"two slots have one frame: {self.in_words(kvm, slots)}")
         if vm.setup == "no_memory" and userspace.r and slots[0] != Slot(*kvm.arrays["slots1"][0].init):
             yield Violation("M-I8", f"the ioctl failed, and the slot is {kvm.value_name(kvm.memslots, tuple(slots[0]))}")
         elif vm.setup == "two_updaters" and (slots[0].npages or not slots[1].npages):
-            names = ", ".join(kvm.value_name(kvm.memslots, tuple(slot)) for slot in slots)
-            yield Violation("M-I6", f"both ioctls returned 0; one update is lost: {names}")
+            yield Violation("lost", f"both ioctls returned 0; one update is lost: {self.in_words(kvm, slots)}")
         elif vm.setup == "odd":
             yield from self.oddities(kvm, slots, userspace)
+
+    def in_words(self, kvm: Memslots, slots: list[Slot]) -> str:
+        """What userspace would be told, could it ask."""
+        return ", ".join(kvm.value_name(kvm.memslots, tuple(slot)) for slot in slots)
 
     def oddities(self, kvm: Memslots, slots: list[Slot], userspace: Updater) -> Iterator[Violation]:
         """What an odd request should not lead to."""
