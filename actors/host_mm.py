@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from actors.actor import Actor, Cell
-from actors.ops import READ_ONCE, WRITE_ONCE, Op, atomic_fetch_add, await_bits, cmpxchg, xchg
+from actors.ops import READ_ONCE, WRITE_ONCE, Op, atomic_fetch_add, await_bits, cmpxchg, test_and_clear_bit, xchg
 from actors.sync import Lock
 
 PAGE1, PAGE2 = 1, 2
@@ -21,14 +21,23 @@ UNUSED = 1  # references of a page that was allocated and is mapped nowhere yet
 
 
 class HostMM(Actor):
-    """The VMM's mm: the pte of one address, its page-table lock, and the reference counts of the `pages` that may back it."""
+    """The VMM's mm: the pte of one address, its page-table lock, and the reference counts of the `pages` that may back it.
 
-    def __init__(self, vm: Any, name: str, pages: int = 2) -> None:
+    `first`: the page that backs it first.  `written`: page 1 has contents that the guest may change and that must not be lost;
+    PageDirty says that swap does not have them.
+    """
+
+    def __init__(self, vm: Any, name: str, pages: int = 2, *, first: int = PAGE1, written: bool = False) -> None:
         super().__init__(vm, name)
         self.ptl_word = self.cell("ptl", "")
         self.ptl = Lock(self.ptl_word)
-        self.pte = self.cell("pte", PAGE1)
-        self.refs: dict[int, Cell] = {pfn: self.cell(f"page{pfn}_refs", UNUSED) for pfn in range(PAGE1, PAGE1 + pages)}
+        self.pte = self.cell("pte", first)
+        self.refs: dict[int, Cell] = {pfn: self.cell(f"page{pfn}_refs", UNUSED) for pfn in range(first, first + pages)}
+        self.dirty = self.cell("PageDirty", 0) if written else None
+        self.contents = self.cell("contents", 0) if written else None
+        self.swap = self.cell("swap", 0) if written else None
+        self.mmap_sem_word = self.cell("mmap_sem", "")
+        self.mmap_sem = Lock(self.mmap_sem_word)
 
     def get_page(self, pfn: int) -> Op:
         """Take a reference.  [mm.h get_page]"""
@@ -83,13 +92,29 @@ async def page_freeze_refs(me: Any, page: int) -> None:
     await WRITE_ONCE(mm.pte, page + 1 if freed else page)
 
 
+async def pageout_and_reclaim(me: Any) -> None:
+    """Swap the page out: write it if it is dirty, free it if it is not dirty then.  [vmscan.c shrink_page_list, 2.6.27]"""
+    mm: Any = me.mm
+    page = await try_to_unmap(me)
+    if not page:
+        return
+    if await READ_ONCE(mm.dirty):  # PageDirty()
+        await test_and_clear_bit(0, mm.dirty)  # pageout(): clear_page_dirty_for_io()
+        await WRITE_ONCE(mm.swap, await READ_ONCE(mm.contents))
+    freed = await cmpxchg(mm.refs[page], 1, 0) == 1  # page_freeze_refs()
+    if freed and await READ_ONCE(mm.dirty):  # __remove_mapping(): the count first, this second
+        await WRITE_ONCE(mm.refs[page], 1)  # page_unfreeze_refs(): somebody wrote to it and then dropped his reference
+        freed = False
+    await WRITE_ONCE(mm.pte, page + 1 if freed else page)
+
+
 async def migrate(me: Any) -> None:
     """Move the page; who wants it meanwhile sleeps on the migration entry.  [migrate.c unmap_and_move]"""
     await reclaim(me)  # the same accesses: try_to_unmap(), migrate_page_move_mapping(), remove_migration_ptes()
 
 
 async def munmap(me: Any) -> None:
-    """munmap(), then mmap() of the same address and its first use.  [memory.c unmap_vmas, zap_pte_range]"""
+    """munmap(), then mmap() of the same address and its first use; or MADV_DONTNEED.  [memory.c unmap_vmas, zap_pte_range]"""
     calls, mm = me.vm.calls, me.mm
     await calls.kvm_mmu_notifier_invalidate_range_start(me)
     async with mm.ptl.held_by(me):

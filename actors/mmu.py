@@ -45,6 +45,8 @@ PT_WRITABLE_MASK, PT_ACCESSED_SHIFT = 2, 5
 KVM_PAGES_PER_HPAGE = 512
 PAGE_SHIFT = 12
 HVA = 0x1000  # where the guest page is in the VMM's address space
+HVA_B = 0x5000  # where another one is, in the set-ups that have it
+PAGE_B = 9  # and the host page behind it
 
 
 def make_spte(pfn: int) -> int:
@@ -60,6 +62,8 @@ def spte_to_pfn(spte: int) -> int:
 class Mmu(Actor):
     """struct kvm's part: mmu_lock, the notifier's sequence and count, the spte and its reverse map.
 
+    `other`: the guest has another page, at HVA_B, with a reverse map of its own.  It is mapped by "spte_b", an spte of its own,
+    or by "spte" once the guest's page table says so.
     `mapped`: the page that it maps at first.  `slot`: is there a memory slot for the address?  None: always.
     `huge`: the spte maps a 2 MiB page.  Its reverse map is then one of lpage_info[].rmap_pde, by index in a slot that begins at
     `base_gfn`, a guest frame number; `gfn` is the page's.
@@ -75,10 +79,11 @@ class Mmu(Actor):
         gfn: int = 0,
         mapped: int = 0,
         slot: bool | None = None,
+        other: str = "",
     ) -> None:
         super().__init__(vm, name)
         self.mmu_lock_word = self.cell("mmu_lock", "")
-        self.mmu_lock = Lock(self.mmu_lock_word)
+        self.mmu_lock: Any = Lock(self.mmu_lock_word)
         self.seq = self.cell("mmu_notifier_seq", 0)
         self.count = self.cell("mmu_notifier_count", 0)
         self.spte = self.cell("spte", vm.calls.make_spte(mapped) if mapped else 0)
@@ -88,22 +93,39 @@ class Mmu(Actor):
         self.rmap_lock = Lock(self.rmap_lock_word)  # PowerPC's
         self.tlbs_dirty = self.cell("tlbs_dirty", 0)
         self.range = (self.cell("mmu_notifier_range_start", 0), self.cell("mmu_notifier_range_end", 0))
+        self.requests_word = self.cell("requests_lock", "")
+        self.requests_lock = Lock(self.requests_word)
         self.active = self.cell("mn_active_invalidate_count", 0)
         self.mn_invalidate_word = self.cell("mn_invalidate_lock", "")
         self.mn_invalidate_lock = Lock(self.mn_invalidate_word)
         self.slot = None if slot is None else self.cell("memslot", slot)
         self.rmap_pde = [self.cell(f"rmap_pde{i}", "") for i in range(2)] if huge else []
+        self.rmap_b = self.cell("rmap_b", "spte" if other == "spte_b" else "") if other else None
+        self.spte_b = self.cell("spte_b", vm.calls.make_spte(PAGE_B)) if other == "spte_b" else None
 
-    def rmapp(self) -> Cell:
+    def use_lock(self, lock: Any, free: Any) -> None:
+        """Another kind of spinlock for mmu_lock, with the word that means that it is free."""
+        self.mmu_lock = lock(self.mmu_lock_word)
+        self.mmu_lock_word.init = self.mmu_lock_word.value = free
+
+    def rmapp(self, pfn: int = 0) -> Cell:
         """The reverse map of the page.  [mmu.c gfn_to_rmap]"""
+        if pfn == PAGE_B and self.rmap_b is not None:
+            return self.rmap_b
         return self.rmap_pde[gfn_to_index(self)] if self.rmap_pde else self.rmap
+
+    def spte_in(self, rmapp: Cell) -> Cell:
+        """The spte that is in this reverse map if any is."""
+        return self.spte_b if self.spte_b is not None and rmapp is self.rmap_b else self.spte
 
     def value_name(self, cell: Cell, value: Any) -> str:
         """How a value of these cells is written."""
-        if cell is self.spte:
+        if cell.name.startswith("spte"):
             return spte_name(value)
-        if cell.name.startswith("rmap"):
+        if cell.name.startswith("rmap") and cell.name != "rmap_lock":
             return value or "empty"
+        if cell.name == "mmu_lock" and isinstance(value, int):  # actors.mmu_lifetime's, with tickets
+            return f"ticket {value >> 8 & 0xFF}, serving {value & 0xFF}"
         return str(value) if value != "" else "free"
 
 
@@ -284,12 +306,11 @@ async def mmu_set_spte(me: Any, pfn: int) -> None:
     mmu: Mmu = me.mmu
     old = await READ_ONCE(mmu.spte)
     if old and spte_to_pfn(old) != pfn:
-        await me.vm.calls.drop_spte(me, mmu.rmapp())
-        await me.vm.calls.kvm_flush_remote_tlbs(me)
+        await me.vm.calls.unmap_other_pfn(me, mmu.rmapp(spte_to_pfn(old)))
         old = 0
     await WRITE_ONCE(mmu.spte, me.vm.calls.make_spte(pfn))
-    if not old and not await READ_ONCE(mmu.rmapp()):
-        await WRITE_ONCE(mmu.rmapp(), "spte")
+    if not old and not await READ_ONCE(mmu.rmapp(pfn)):
+        await WRITE_ONCE(mmu.rmapp(pfn), "spte")
     await me.vm.calls.release_mapped_pfn(me, pfn, bool(old))
 
 
@@ -298,10 +319,28 @@ async def release_mapped_pfn(me: Any, pfn: int, was_mapped: bool) -> None:
     await me.mm.put_page(pfn)
 
 
+async def unmap_other_pfn(me: Any, rmapp: Cell) -> None:
+    """The spte maps another page: drop it, and flush.  [mmu.c mmu_set_spte, since 91546356d0e5]"""
+    await me.vm.calls.drop_spte(me, rmapp)
+    await me.vm.calls.kvm_flush_remote_tlbs(me)
+
+
 async def drop_spte(me: Any, rmapp: Cell) -> None:
-    """Clear the spte, forget it.  [mmu.c mmu_spte_clear_track_bits, rmap_remove, 3.8]"""
-    await xchg(me.mmu.spte, 0)
+    """Clear the spte, tell the page that it is dirty, forget the spte.  [mmu.c mmu_spte_clear_track_bits, rmap_remove, 3.8]"""
+    old: int = await xchg(me.mmu.spte_in(rmapp), 0)
+    await me.vm.calls.kvm_set_pfn_dirty(me, old)
     await WRITE_ONCE(rmapp, "")
+
+
+async def kvm_set_pfn_dirty(me: Any, spte: int) -> None:
+    """SetPageDirty() unless the spte says that nothing was written; only where the host looks.  [kvm_main.c]"""
+    if me.mm.dirty is not None and me.vm.calls.is_dirty(spte):
+        await set_bit(0, me.mm.dirty)
+
+
+def is_dirty(spte: int) -> bool:
+    """Without dirty bits: if it could have been written to.  [mmu.c is_writable_pte]"""
+    return bool(spte & PT_WRITABLE_MASK)
 
 
 # ---- what the host asks for -----------------------------------------------------------------------------------------------
@@ -323,6 +362,8 @@ async def kvm_handle_hva(me: Any, handler: Handler) -> int:
     """Call `handler` on the reverse maps of the address, that of the small page and that of the huge one.  [mmu.c]"""
     mmu: Mmu = me.mmu
     start, end = me.hva
+    if mmu.rmap_b is not None and start <= HVA_B < end:
+        return await handler(me, mmu.rmap_b)
     if not start <= HVA < end or (mmu.slot is not None and not await READ_ONCE(mmu.slot)):
         return 0
     young_or_flush = await handler(me, mmu.rmap)
@@ -355,6 +396,7 @@ async def kvm_unmap_hva(me: Any) -> int:
 
 async def kvm_flush_remote_tlbs(me: Any) -> None:
     """Ask every vCPU to flush; those in the guest have left it when this returns.  [kvm_main.c make_all_cpus_request, 3.8]"""
+    dirty_count = await READ_ONCE(me.mmu.tlbs_dirty)
     await smp_mb()  # the sptes before the requests
     inside = []
     for vcpu in me.vm.vcpus:
@@ -363,6 +405,7 @@ async def kvm_flush_remote_tlbs(me: Any) -> None:
         if vcpu is not me and await cmpxchg(vcpu.mode, IN_GUEST_MODE, EXITING_GUEST_MODE) != OUTSIDE_GUEST_MODE:
             inside.append(vcpu.pcpu)
     await me.vm.calls.smp_call_function_many(me, inside)
+    await cmpxchg(me.mmu.tlbs_dirty, dirty_count, 0)
 
 
 async def smp_call_function_many(me: Any, pcpus: list[MmuPcpu]) -> None:

@@ -13,6 +13,7 @@ from actors.actor import Cell
 from actors.host_mm import get_user_pages
 from actors.mmu import (
     KVM_PAGES_PER_HPAGE,
+    KVM_REQ_TLB_FLUSH,
     MAPPED,
     PT_ACCESSED_SHIFT,
     Mmu,
@@ -22,7 +23,7 @@ from actors.mmu import (
     spte_to_pfn,
 )
 from actors.mmu_notifier import count_add, seq_inc
-from actors.ops import READ_ONCE, WRITE_ONCE
+from actors.ops import READ_ONCE, WRITE_ONCE, clear_bit, test_and_set_bit
 
 Functions = dict[str, Callable[..., Any]]
 
@@ -36,14 +37,26 @@ async def spte_keeps_reference(me: Any, pfn: int, was_mapped: bool) -> None:
 
 
 async def rmap_remove(me: Any, rmapp: Cell) -> None:
-    """The reference goes first, the spte is cleared last.  [mmu.c rmap_remove and its callers, 2.6.27]"""
-    mmu: Mmu = me.mmu
-    await me.mm.put_page(spte_to_pfn(await READ_ONCE(mmu.spte)))
+    """The page is told that it was written to, loses its reference, and is forgotten.  [mmu.c rmap_remove, 2.6.27]"""
+    spte = await READ_ONCE(me.mmu.spte_in(rmapp))
+    await me.vm.calls.kvm_set_pfn_dirty(me, spte)  # kvm_release_pfn_dirty()
+    await me.mm.put_page(spte_to_pfn(spte))
     await WRITE_ONCE(rmapp, "")
-    await WRITE_ONCE(mmu.spte, 0)
 
 
-REFERENCES: Functions = {"release_mapped_pfn": spte_keeps_reference, "drop_spte": rmap_remove}
+async def drop_spte_2008(me: Any, rmapp: Cell) -> None:
+    """The reference goes first, the spte is cleared last.  [mmu.c kvm_unmap_rmapp, 2.6.27]"""
+    await rmap_remove(me, rmapp)
+    await WRITE_ONCE(me.mmu.spte_in(rmapp), 0)  # set_shadow_pte()
+
+
+async def unmap_other_pfn_2008(me: Any, rmapp: Cell) -> None:
+    """The old page is forgotten, the spte is overwritten later, and nobody flushes.  [mmu.c mmu_set_spte, 2.6.27]"""
+    await rmap_remove(me, rmapp)
+
+
+REFERENCES: Functions = {"release_mapped_pfn": spte_keeps_reference, "drop_spte": drop_spte_2008}
+OVERWRITE: Functions = {"unmap_other_pfn": unmap_other_pfn_2008}
 
 # ---- before: the host takes pages away and tells nobody
 
@@ -99,7 +112,7 @@ async def invalidate_range_start_2008(me: Any) -> None:
 
 
 async def invalidate_range_end_2008(me: Any) -> None:
-    """No smp_wmb() yet, and BUG_ON(count < 0) looks once the lock is free.  [kvm_main.c, 2.6.27]"""
+    """No smp_wmb() yet.  [kvm_main.c, 2.6.27]"""
     async with me.mmu.mmu_lock.held_by(me):
         await seq_inc(me)
         await count_add(me, -1)
@@ -122,14 +135,25 @@ async def change_pte_2008(me: Any, pfn: int) -> None:
 
 async def age_bit_5(me: Any, rmapp: Cell) -> int:
     """Clear the accessed bit, which in an EPT entry belongs to the memory type.  [mmu.c kvm_age_rmapp, 2.6.27]"""
-    mmu: Mmu = me.mmu
-    young = 0
-    if await READ_ONCE(rmapp):
-        spte = await READ_ONCE(mmu.spte)
-        if spte & 1 << PT_ACCESSED_SHIFT:
-            young = 1
-            await WRITE_ONCE(mmu.spte, spte & ~(1 << PT_ACCESSED_SHIFT))
-    return young
+    if not await READ_ONCE(rmapp) or not await READ_ONCE(me.mmu.spte) >> PT_ACCESSED_SHIFT & 1:
+        return 0
+    await clear_bit(PT_ACCESSED_SHIFT, me.mmu.spte)
+    return 1
+
+
+async def flush_2008(me: Any) -> None:
+    """A vCPU that has the request already is left out, and so is waiting for it.  [kvm_main.c kvm_flush_remote_tlbs, 2.6.27]"""
+    others = []
+    for vcpu in me.vm.vcpus:
+        if not await test_and_set_bit(KVM_REQ_TLB_FLUSH, vcpu.requests) and vcpu is not me:
+            others.append(vcpu.pcpu)
+    await me.vm.calls.smp_call_function_many(me, others)
+
+
+async def flush_requests_lock(me: Any) -> None:
+    """Who comes second waits for the first.  [kvm_main.c make_all_cpus_request, 84261923d3dd]"""
+    async with me.mmu.requests_lock.held_by(me):
+        await flush_2008(me)
 
 
 def index_by_offset(mmu: Mmu) -> int:
@@ -155,6 +179,8 @@ COMMITTED: Functions = {
     "kvm_mmu_notifier_invalidate_range_end": invalidate_range_end_2008,
     "kvm_mmu_notifier_change_pte": change_pte_2008,
     "kvm_age_rmapp": age_bit_5,
+    "kvm_flush_remote_tlbs": flush_2008,
+    **OVERWRITE,
     "handled_index": index_by_offset,
     "invlpg": invlpg_2008,
 }

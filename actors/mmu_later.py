@@ -1,6 +1,7 @@
 """What later kernels and PowerPC do otherwise than 3.8: faults that starve, memory slots, flushes that are left to others.
 
-[virt/kvm/kvm_main.c, arch/x86/kvm/mmu.c, arch/powerpc/kvm; each function names its commit]
+[virt/kvm/kvm_main.c, arch/x86/kvm/mmu.c, arch/powerpc/kvm; each function names its commit, those after 2010 from memory: the code
+was read in 3.8 and 6.16]
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from typing import Any
 from actors import mmu_notifier as kvm
 from actors.actor import Cell
 from actors.host_mm import get_user_pages
-from actors.mmu import HVA, MAPPED, RETRY, Mmu, kvm_unmap_hva, kvm_unmap_rmapp, mmu_set_spte, spte_to_pfn
-from actors.ops import READ_ONCE, WRITE_ONCE, await_eq, cmpxchg, smp_rmb, smp_store_release
+from actors.mmu import HVA, MAPPED, RETRY, Mmu, kvm_unmap_hva, kvm_unmap_rmapp, mmu_set_spte
+from actors.ops import READ_ONCE, WRITE_ONCE, await_eq, smp_rmb, smp_store_release
 
 
 # ---- later fixes
@@ -30,7 +31,7 @@ async def range_start_5_12(me: Any) -> None:
             if await READ_ONCE(mmu.count) > 1:
                 bound = wider(bound, await READ_ONCE(cell))
             await WRITE_ONCE(cell, bound)
-        if await kvm_unmap_hva(me):
+        if await kvm_unmap_hva(me) | await me.vm.calls.kvm_tlbs_dirty(me):
             await me.vm.calls.kvm_flush_remote_tlbs(me)
 
 
@@ -40,6 +41,27 @@ async def retry_hva(me: Any, mmu_seq: int) -> bool:
     if await READ_ONCE(me.mmu.count) and await READ_ONCE(start) <= HVA < await READ_ONCE(end):
         return True
     return bool(await READ_ONCE(me.mmu.seq) != mmu_seq)
+
+
+async def fault_6_16(vcpu: Any) -> int:
+    """Two early questions that save a lookup and a lock, and the one that counts.  [mmu.c kvm_mmu_faultin_pfn, 6.16]"""
+    mmu: Mmu = vcpu.mmu
+    mmu_seq = await READ_ONCE(mmu.seq)
+    await smp_rmb()
+    if await retry_hva(vcpu, mmu_seq):  # mmu_invalidate_retry_gfn_unsafe()
+        return RETRY
+    pfn = await get_user_pages(vcpu)
+    if await retry_hva(vcpu, mmu_seq):
+        await vcpu.mm.put_page(pfn)
+        return RETRY
+    await mmu.mmu_lock.acquire(vcpu)
+    if await retry_hva(vcpu, mmu_seq):
+        await mmu.mmu_lock.release()
+        await vcpu.mm.put_page(pfn)
+        return RETRY
+    await mmu_set_spte(vcpu, pfn)
+    await mmu.mmu_lock.release()
+    return MAPPED
 
 
 async def range_start_elided(me: Any) -> None:
@@ -90,35 +112,15 @@ async def install_memslot_5_14(me: Any) -> None:
     await mmu.mn_invalidate_lock.release()
 
 
-async def invlpg_dirty(me: Any) -> None:
-    """The flush is left to whoever needs it.  [mmu.c, paging_tmpl.h: tlbs_dirty, since a4ee1ca4a36e]"""
-    mmu: Mmu = me.mmu
-    async with mmu.mmu_lock.held_by(me):
-        if spte_to_pfn(await READ_ONCE(mmu.spte)):
-            await me.vm.calls.drop_spte(me, mmu.rmapp())
-            await WRITE_ONCE(mmu.tlbs_dirty, await READ_ONCE(mmu.tlbs_dirty) + 1)
-
-
-async def invalidate_page_dirty(me: Any) -> None:
-    """invalidate_page() that flushes for others too.  [kvm_main.c, since a4ee1ca4a36e]"""
-    mmu: Mmu = me.mmu
-    async with mmu.mmu_lock.held_by(me):
-        await kvm.seq_inc(me)
-        need_tlb_flush = await kvm_unmap_hva(me) | (dirty := await READ_ONCE(mmu.tlbs_dirty))
-        if need_tlb_flush:
-            await me.vm.calls.kvm_flush_remote_tlbs(me)
-            await cmpxchg(mmu.tlbs_dirty, dirty, 0)
-
-
 # ---- without mmu_lock: a lock per reverse map, as on PowerPC
 async def unmap_rmapp_powerpc(me: Any, rmapp: Cell) -> int:
-    """[book3s_64_mmu_hv.c kvm_unmap_rmapp]"""
+    """[book3s_64_mmu_hv.c kvm_unmap_rmapp, 3.8; its lock of the hash entry is left out]"""
     async with me.mmu.rmap_lock.held_by(me):
         return await kvm_unmap_rmapp(me, rmapp)
 
 
 async def fault_powerpc(vcpu: Any) -> int:
-    """The question is asked under the reverse map's lock.  [book3s_hv_rm_mmu.c kvmppc_h_enter, since a355aa54f1d2]"""
+    """The question is asked under the reverse map's lock.  [book3s_hv_rm_mmu.c kvmppc_do_h_enter, 3.8]"""
     mmu: Mmu = vcpu.mmu
     mmu_seq = await READ_ONCE(mmu.seq)
     await smp_rmb()
@@ -140,7 +142,7 @@ PAGE = "kvm_mmu_notifier_invalidate_page"
 EPT_ALWAYS_OLD: Functions = {"kvm_age_rmapp": age_always_old}
 RANGE_KEPT: Functions = {START: range_start_5_12}
 HVA_RANGE: Functions = {**RANGE_KEPT, "mmu_notifier_retry": retry_hva}
+EARLY: Functions = {**HVA_RANGE, "tdp_page_fault": fault_6_16}
 ELIDED: Functions = {START: range_start_elided, END: range_end_elided}
 ACTIVE: Functions = {START: range_start_5_14, END: range_end_5_14, "install_memslot": install_memslot_5_14}
-TLBS_DIRTY: Functions = {"invlpg": invlpg_dirty, PAGE: invalidate_page_dirty}
 LOCKLESS: Functions = {"kvm_unmap_rmapp": unmap_rmapp_powerpc, "tdp_page_fault": fault_powerpc}

@@ -23,11 +23,17 @@ async def count_add(me: Any, n: int) -> None:
     await WRITE_ONCE(me.mmu.count, await READ_ONCE(me.mmu.count) + n)
 
 
+async def kvm_tlbs_dirty(me: Any) -> int:
+    """kvm->tlbs_dirty: sptes that were dropped without a flush.  [kvm_main.c, since a4ee1ca4a36e; gone in 6.16]"""
+    dirty: int = await READ_ONCE(me.mmu.tlbs_dirty)
+    return dirty
+
+
 async def kvm_mmu_notifier_invalidate_page(me: Any) -> None:
     """The pte is clear, the page still allocated until this returns.  [kvm_main.c, 3.8]"""
     async with me.mmu.mmu_lock.held_by(me):
         await seq_inc(me)
-        if await kvm_unmap_hva(me):
+        if await kvm_unmap_hva(me) | await me.vm.calls.kvm_tlbs_dirty(me):
             await me.vm.calls.kvm_flush_remote_tlbs(me)
 
 
@@ -35,7 +41,7 @@ async def kvm_mmu_notifier_invalidate_range_start(me: Any) -> None:
     """Ptes are about to be cleared; no spte is made until the end.  [kvm_main.c, 3.8]"""
     async with me.mmu.mmu_lock.held_by(me):
         await count_add(me, 1)
-        if await kvm_unmap_hva(me):
+        if await kvm_unmap_hva(me) | await me.vm.calls.kvm_tlbs_dirty(me):
             await me.vm.calls.kvm_flush_remote_tlbs(me)
 
 
@@ -45,6 +51,7 @@ async def kvm_mmu_notifier_invalidate_range_end(me: Any) -> None:
         await seq_inc(me)
         await smp_wmb()  # for those who ask without mmu_lock: they see the count or the new sequence
         await count_add(me, -1)
+    await READ_ONCE(me.mmu.count)  # BUG_ON(count < 0): it sees what others did since
 
 
 async def kvm_mmu_notifier_change_pte(me: Any, pfn: int) -> None:
@@ -57,7 +64,7 @@ async def kvm_mmu_notifier_change_pte(me: Any, pfn: int) -> None:
             mmu: Mmu = me.mmu
             if not await READ_ONCE(rmapp):
                 return 0
-            await xchg(mmu.spte, 0)  # mmu_spte_clear_track_bits()
+            await me.vm.calls.kvm_set_pfn_dirty(me, await xchg(mmu.spte, 0))  # mmu_spte_clear_track_bits()
             await WRITE_ONCE(mmu.spte, me.vm.calls.make_spte(pfn) & ~PT_WRITABLE_MASK)
             await me.vm.calls.kvm_flush_remote_tlbs(me)
             return 0
@@ -83,6 +90,15 @@ async def invlpg(me: Any) -> None:
             await me.vm.calls.kvm_flush_remote_tlbs(me)
 
 
+async def sync_page(me: Any) -> None:
+    """The guest has changed the pte behind an spte: drop it, leave the flush to others.  [paging_tmpl.h FNAME(sync_page), 3.8]"""
+    mmu: Mmu = me.mmu
+    async with mmu.mmu_lock.held_by(me):
+        if spte_to_pfn(await READ_ONCE(mmu.spte)):
+            await me.vm.calls.drop_spte(me, mmu.rmapp())
+            await WRITE_ONCE(mmu.tlbs_dirty, await READ_ONCE(mmu.tlbs_dirty) + 1)
+
+
 async def install_memslot(me: Any) -> None:
     """KVM_SET_USER_MEMORY_REGION makes a slot visible.  [kvm_main.c install_new_memslots]"""
     await smp_store_release(me.mmu.slot, True)
@@ -97,13 +113,18 @@ FUNCTIONS = {
         kvm_mmu_notifier_invalidate_range_end,
         kvm_mmu_notifier_change_pte,
         kvm_mmu_notifier_clear_flush_young,
+        kvm_tlbs_dirty,
         invlpg,
+        sync_page,
         install_memslot,
         machine.tdp_page_fault,
         machine.mmu_notifier_retry,
         machine.update_pte_retry,
         machine.release_mapped_pfn,
+        machine.unmap_other_pfn,
         machine.drop_spte,
+        machine.kvm_set_pfn_dirty,
+        machine.is_dirty,
         machine.handled_index,
         machine.kvm_age_rmapp,
         machine.make_spte,

@@ -7,63 +7,65 @@ went on with the old page while the process had a new one.  Without the referenc
 The patch lets the host call KVM.  A fault reads mmu_notifier_seq, asks the host for the page, and maps it under mmu_lock only if
 no invalidation is under way (mmu_notifier_count) or has ended since (the sequence).  "after" is the patch as committed; it
 flushes TLBs once it has released mmu_lock, so of two that take the same page away the second finds no spte, and the page is freed
-while a TLB still has it.  It looks for huge pages at gfn_offset / 512, which is another huge page's index if the slot is not
-aligned; and it clears bit 5 of an EPT entry as "accessed", where it belongs to the memory type.  "fixed" is 3.8.
+while a TLB still has it.  The flush that it calls leaves out a vCPU which another flush has asked and does not wait for that
+one.  It looks for huge pages at gfn_offset / 512, which is another huge page's index if the slot is not aligned; it clears bit 5
+of an EPT entry as "accessed", where it belongs to the memory type; it registers before mmu_lock is initialised, and has no
+release().  "fixed" is 3.8: all of that repaired, and tlbs_dirty for sptes that KVM drops without a flush.
 
 Modelled: the page-fault path, the speculative path of emulated pte writes, reverse maps, the callbacks, requests and IPIs with
-acknowledgements, reference counts, reclaim, munmap, migration, KSM, aging.  Left out: the order of loads, dirty bits, shadow
-pages and their roots, release(), the gfn_to_pfn cache, SRCU around the slots.
+acknowledgements, reference counts and PageDirty, reclaim, munmap, migration, KSM, aging, and how the VM and its mm come and go.
+A range is one page: that a long one is unmapped page by page under one mmu_lock is a matter of time, not of order.
+Left out: the order of loads, shadow pages and their roots but for "room", SRCU around the slots.  The gfn_to_pfn cache is a
+scenario of its own.
 
-In the kernel's sources: a missing flush in clear_flush_young (N-M24) costs only accuracy where hardware keeps an accessed bit;
-with the bit emulated by unmapping (since 6316e1c8c6af) it leaves a TLB entry that no later callback knows of.  Dropping the
-page's reference before the spte is cleared (N-M23) is 2.6.27's own order: the host holds one of its own until the callback
-returns.  smp_wmb() in range_end is for those who ask without mmu_lock, PowerPC's kvmppc_h_enter(); x86 does not need it.
+What we read in the sources, and what follows from it in this model: N-M23 is rmap_remove() of 2.6.27, which drops the page's
+reference before the spte is cleared; the host holds one of its own until the callback returns.  N-M24 costs only accuracy where
+the spte stays; where the accessed bit is emulated by unmapping (6316e1c8c6af) it leaves a TLB entry that no later callback knows
+of.  smp_wmb() in range_end is for those who ask without mmu_lock: mmu_notifier_retry()'s comment in 3.8 names PowerPC, and its
+kvmppc_do_h_enter() asks under the lock of a reverse map.  Commits named here were read in the kernel's history up to 2010;
+those after it are named from lists and from memory; their code was read in 3.8 and 6.16.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from actors import mmu_2008 as old
+from actors import mmu_dirty as dirty
 from actors import mmu_later as later
+from actors import mmu_lifetime as life
+from actors import mmu_mutants as bad
 from actors import mmu_notifier as kvm
+from actors import shadow_pages as shadow
 from actors.actor import Cell
-from actors.host_mm import PAGE1, UNUSED, HostMM, age_and_reclaim, get_user_pages, ksm_replace_page, migrate, munmap, reclaim
+from actors.host_mm import (
+    PAGE1,
+    UNUSED,
+    HostMM,
+    age_and_reclaim,
+    ksm_replace_page,
+    migrate,
+    munmap,
+    pageout_and_reclaim,
+    reclaim,
+)
 from actors.mmu import (
     EPT_MEMORY_TYPE,
     HVA,
-    KVM_REQ_TLB_FLUSH,
-    MAPPED,
-    PAGE_SHIFT,
-    PT_ACCESSED_SHIFT,
-    RETRY,
+    HVA_B,
+    PAGE_B,
     Mmu,
     MmuThread,
     MmuVcpu,
     drop_spte,
     fault_until_mapped,
-    kvm_handle_hva,
     kvm_mmu_pte_write,
-    kvm_unmap_hva,
-    make_spte,
-    mmu_set_spte,
     release_mapped_pfn,
     spte_name,
     spte_to_pfn,
     vcpu_in_guest,
     vcpu_run,
 )
-from actors.ops import (
-    CALL_QUEUED,
-    IN_GUEST,
-    READ_ONCE,
-    WRITE_ONCE,
-    clear_bit,
-    cmpxchg,
-    send_ipi,
-    set_bit,
-    smp_mb,
-    smp_wmb,
-)
+from actors.ops import CALL_QUEUED, IN_GUEST
 from racevisor import Always, Claim, Monitor, Never, Scenario, Setup, Sometimes, Step, Variant, Violation, Vm
 
 Functions = dict[str, Callable[..., Any]]
@@ -72,134 +74,16 @@ Functions = dict[str, Callable[..., Any]]
 # One blank line between functions from here to `fmt: on`, so that a version is seen on one screen.
 # fmt: off
 # ---- the versions: before | after, as committed | fixed is the machine's own
-NO_REFS: Functions = {"release_mapped_pfn": release_mapped_pfn, "drop_spte": drop_spte}
-BEFORE: Functions = {**old.REFERENCES, **old.NO_NOTIFIER, "invlpg": old.invlpg_2008}
-AFTER: Functions = {**old.COMMITTED, **old.FLUSH_OUTSIDE}
-
-# ---- mutants
-def fault(*order: str) -> Callable[..., Any]:
-    """tdp_page_fault() with its accesses in this order: "seq", "gup", "check", "lock"; what is missing is left out."""
-
-    async def tdp_page_fault(vcpu: Any) -> int:
-        mmu: Mmu = vcpu.mmu
-        seq = pfn = 0
-        for access in order:
-            if access == "seq":
-                seq = await READ_ONCE(mmu.seq)
-            elif access == "gup":
-                pfn = await get_user_pages(vcpu)
-            elif access == "lock":
-                await mmu.mmu_lock.acquire(vcpu)
-            elif await vcpu.vm.calls.mmu_notifier_retry(vcpu, seq):
-                if "lock" in order[:order.index("check")]:
-                    await mmu.mmu_lock.release()
-                if order[-1] != "keep":
-                    await vcpu.mm.put_page(pfn)
-                return RETRY
-        await mmu_set_spte(vcpu, pfn)
-        await mmu.mmu_lock.release()
-        return MAPPED
-
-    tdp_page_fault.__name__ = f"fault_{'_'.join(order)}"
-    return tdp_page_fault
-
-async def m4_only_seq(me: Any, mmu_seq: int) -> bool:
-    """mmu_notifier_retry() that does not look at the count."""
-    return bool(await READ_ONCE(me.mmu.seq) != mmu_seq)
-
-async def m5_only_count(me: Any, mmu_seq: int) -> bool:
-    """mmu_notifier_retry() that does not look at the sequence."""
-    return bool(await READ_ONCE(me.mmu.count))
-
-async def m7_seq_after_unlock(me: Any) -> None:
-    """invalidate_page() that raises the sequence too late."""
-    async with me.mmu.mmu_lock.held_by(me):
-        if await kvm_unmap_hva(me):
-            await me.vm.calls.kvm_flush_remote_tlbs(me)
-    await kvm.seq_inc(me)
-
-async def m8_no_unmap(me: Any, rmapp: Cell) -> int:
-    """kvm_unmap_rmapp(): does nothing."""
-    return 0
-
-async def m9_no_flush(me: Any) -> None:
-    """kvm_flush_remote_tlbs(): does nothing."""
-
-async def m10_flush_later(me: Any) -> None:
-    """kvm_flush_remote_tlbs(): each vCPU flushes before its next entry, whenever that is."""
-    for vcpu in me.vm.vcpus:
-        await set_bit(KVM_REQ_TLB_FLUSH, vcpu.requests)
-        await smp_mb()
-
-async def m10_no_ack(me: Any, pcpus: list[Any]) -> None:
-    """smp_call_function_many(): does not wait."""
-    for pcpu in pcpus:
-        await pcpu.call_function()
-        await send_ipi(pcpu.name)
-
-async def m13_count_first(me: Any) -> None:
-    """range_end(): the count goes down before the sequence goes up."""
-    async with me.mmu.mmu_lock.held_by(me):
-        await kvm.count_add(me, -1)
-        await smp_wmb()
-        await kvm.seq_inc(me)
-
-async def no_wmb(me: Any) -> None:
-    """range_end() without smp_wmb()."""
-    async with me.mmu.mmu_lock.held_by(me):
-        await kvm.seq_inc(me)
-        await kvm.count_add(me, -1)
-
-async def m14_seq_first(me: Any, mmu_seq: int) -> bool:
-    """mmu_notifier_retry(): the sequence, then the count."""
-    if await READ_ONCE(me.mmu.seq) != mmu_seq:
-        return True
-    return bool(await READ_ONCE(me.mmu.count))
-
-def m18_no_huge(mmu: Mmu) -> None:
-    """kvm_handle_hva(): only the small pages' reverse map."""
-
-async def m22_two_halves(me: Any, rmapp: Cell) -> None:
-    """drop_spte() on a 32-bit host, the upper half first: for a moment the spte maps another page."""
-    await WRITE_ONCE(me.mmu.spte, HALF)
-    await WRITE_ONCE(me.mmu.spte, 0)
-    await WRITE_ONCE(rmapp, "")
-
-HALF = make_spte(0)  # present, page frame bits 32 and up cleared
-
-def make_npt_spte(pfn: int) -> int:
-    """A page-table entry with accessed bit: present, writable, user, accessed, dirty."""
-    return pfn << PAGE_SHIFT | 0x67
-
-async def age_accessed_bit(me: Any, rmapp: Cell) -> int:
-    """[mmu.c kvm_age_rmapp, 3.8, with shadow_accessed_mask]"""
-    if not await READ_ONCE(rmapp) or not await READ_ONCE(me.mmu.spte) >> PT_ACCESSED_SHIFT & 1:
-        return 0
-    await clear_bit(PT_ACCESSED_SHIFT, me.mmu.spte)
-    return 1
-
-async def walk_sets_accessed(vcpu: Any) -> int:
-    """The hardware walks, and marks the entry in one locked step; if it has changed, it walks again."""
-    while True:
-        spte: int = await READ_ONCE(vcpu.mmu.spte)
-        young = spte | 1 << PT_ACCESSED_SHIFT
-        if not spte or spte == young or await cmpxchg(vcpu.mmu.spte, spte, young) == spte:
-            return young if spte else 0
-
-async def m24_young_no_flush(me: Any) -> None:
-    """clear_flush_young() without the flush."""
-    async with me.mmu.mmu_lock.held_by(me):
-        await kvm_handle_hva(me, me.vm.calls.kvm_age_rmapp)
-
-NPT: Functions = {"make_spte": make_npt_spte, "kvm_age_rmapp": age_accessed_bit, "walk": walk_sets_accessed}
-NO_YOUNG_FLUSH: Functions = {"kvm_mmu_notifier_clear_flush_young": m24_young_no_flush}
+NO_REFS: Functions = {"release_mapped_pfn": release_mapped_pfn, "drop_spte": drop_spte, "unmap_other_pfn": bad.m25_no_flush}
+BEFORE: Functions = {**old.REFERENCES, **old.OVERWRITE, **old.NO_NOTIFIER, **life.LIFETIME_BEFORE,
+                     "invlpg": old.invlpg_2008, "kvm_flush_remote_tlbs": old.flush_2008}
+COMMITTED: Functions = {**old.COMMITTED, **life.LIFETIME_2008}
+AFTER: Functions = {**COMMITTED, **old.FLUSH_OUTSIDE}
+NPT: Functions = {"make_spte": bad.make_npt_spte, "kvm_age_rmapp": bad.age_accessed_bit, "walk": bad.walk_sets_accessed}
+NO_YOUNG_FLUSH: Functions = {"kvm_mmu_notifier_clear_flush_young": bad.m24_young_no_flush}
 HOLD: Functions = {**old.REFERENCES, "kvm_mmu_notifier_change_pte": old.change_pte_2008}  # change_pte() came after them
 
 # ---- who runs
-async def invalidate_elsewhere(me: Any) -> None:
-    """A munmap() of other addresses that has begun, and is not finished while we look."""
-    await me.vm.calls.kvm_mmu_notifier_invalidate_range_start(me)
-
 async def set_user_memory_region(me: Any) -> None:
     """The VMM adds the slot in which the address is."""
     await me.vm.calls.install_memslot(me)
@@ -207,6 +91,10 @@ async def set_user_memory_region(me: Any) -> None:
 async def guest_invlpg(me: Any) -> None:
     """Another vCPU's exit for INVLPG."""
     await me.vm.calls.invlpg(me)
+
+async def guest_load_cr3(me: Any) -> None:
+    """Another vCPU loads CR3 once the guest has changed its page table.  [mmu.c mmu_sync_roots]"""
+    await me.vm.calls.sync_page(me)
 
 WHO: dict[str, tuple[Any, dict[str, Any]]] = {
     "munmap": (fault_until_mapped, {"munmap": munmap}),
@@ -217,9 +105,19 @@ WHO: dict[str, tuple[Any, dict[str, Any]]] = {
     "aging": (vcpu_run, {"kswapd": age_and_reclaim}),
     "ksm": (vcpu_run, {"ksmd": ksm_replace_page}),
     "invlpg": (vcpu_in_guest, {"invlpg": guest_invlpg, "kswapd": reclaim}),
-    "elsewhere": (fault_until_mapped, {"munmap": invalidate_elsewhere}),
+    "elsewhere": (fault_until_mapped, {"munmap": bad.invalidate_elsewhere}),
     "new_slot": (None, {"munmap": munmap, "userspace": set_user_memory_region}),
+    "ranges": (fault_until_mapped, {"munmap": munmap, "munmap2": bad.invalidate_other_range}),
+    "sync": (vcpu_in_guest, {"sync": guest_load_cr3, "kswapd": reclaim}),
+    "remap": (vcpu_in_guest, {"remap": fault_until_mapped, "kswapd": reclaim}),
+    "two_pages": (vcpu_in_guest, {"kswapd": reclaim, "kswapd2": reclaim}),
+    "dirty": (dirty.vcpu_stores, {"kswapd": pageout_and_reclaim}),
+    "room": (None, {}),
+    "create": (None, {"vmm": life.create_and_use, "munmap": life.munmap_of_another_thread}),
+    "exit": (None, {"vmm": life.do_exit}),
 }
+ELSEWHERE = {("elsewhere", "munmap"), ("ranges", "munmap2")}  # who is at other addresses
+PAGE_OF_B = {("remap", "remap"), ("two_pages", "kswapd2")}  # who is at HVA_B
 
 def sometimes(*setups: str, word: Claim = Sometimes) -> dict[str, Claim]:
     """The claim for set-ups whose bad outcome is met on some schedules."""
@@ -229,7 +127,17 @@ FAULTS = ("munmap", "reclaim", "prefetch", "huge")  # a fault races with whoever
 FLUSHES = ("twice", "aging", "ksm", "invlpg")  # the page is mapped, and a TLB has it or gets it
 FREE: dict[str, Claim] = {"elsewhere": Never}  # no fault waits for what it has nothing to do with
 TAKEN_AWAY: dict[str, Claim] = {**sometimes(*FAULTS), **sometimes(*FLUSHES, word=Always), **FREE}
-NO_FLUSH: dict[str, Claim] = {"twice": Always, "invlpg": Always, **sometimes("aging", "ksm")}
+NO_FLUSH: dict[str, Claim] = {**sometimes("twice", "invlpg", "sync", "remap", word=Always), **sometimes("aging", "ksm", "dirty")}
+MAPPED_FOR_EVER = sometimes("dirty", "exit", word=Always)
+#: variants that are there for some set-ups only
+SPECIAL = ("requests_lock", "early", "room_read", "release", "hw_dirty", "N-M25", "N-M26", "N-M27", "N-M28", "N-M29", "N-M30")
+
+INSIDE = (vcpu_in_guest, dirty.vcpu_stores)  # who is in the guest from the beginning
+RANGES = ("munmap", "twice", "elsewhere", "ranges")  # where there are ranges, and sptes
+
+def others(variants: Mapping[str, Variant]) -> tuple[str, ...]:
+    """The variants that every set-up is searched for."""
+    return tuple(name for name in variants if name not in SPECIAL)
 # fmt: on
 
 # ---- what must hold
@@ -293,19 +201,38 @@ class NoSpteDuringInvalidation(Monitor):
 
     check = "N-I3"
 
-    def __init__(self, mmu: Mmu) -> None:
-        super().__init__([mmu.spte], reads=[mmu.count])
-        self.mmu = mmu
+    def __init__(self, mmu: Mmu, far: frozenset[str]) -> None:
+        super().__init__([mmu.spte, mmu.count], ranges=0)
+        self.mmu, self.far = mmu, far  # those whose ranges the page is not in
 
     def on_step(self, step: Step) -> Violation | None:
-        """Judge a step on the spte."""
-        if step.writes and step.after and not step.before and self.mmu.count.value:
+        """Count the ranges that the page is in; judge a step on the spte."""
+        if step.cell is self.mmu.count:
+            if step.writes and step.thread not in self.far:
+                self.ghost["ranges"] += step.after - step.before
+        elif step.writes and step.after and not step.before and self.ghost["ranges"]:
             return Violation(self.check, f"{step.thread} makes an spte while its range is being invalidated", (step.n,))
         return None
 
 
+class InodeOutlivesItsPages(Monitor):
+    """The destructor of a huge page looks at its inode."""
+
+    check = "inode"
+
+    def __init__(self, mm: HostMM, inode: Cell) -> None:
+        super().__init__([mm.refs[PAGE1]], reads=[inode])
+        self.inode = inode
+
+    def on_step(self, step: Step) -> Violation | None:
+        """Judge the end of the last reference."""
+        if step.writes and not step.after and not self.inode.value:
+            return Violation(self.check, "the last reference of a huge page goes after the inode of its file", (step.n,))
+        return None
+
+
 class CountIsBalanced(Monitor):
-    """mmu_notifier_count is never negative."""
+    """mmu_notifier_count is never negative, and no change of it is lost."""
 
     check = "N-I2"
 
@@ -314,7 +241,9 @@ class CountIsBalanced(Monitor):
 
     def on_step(self, step: Step) -> Violation | None:
         """Judge a step on the count."""
-        return Violation(self.check, f"mmu_notifier_count = {step.after}", (step.n,)) if step.after < 0 else None
+        if step.after < 0 or (step.writes and abs(step.after - step.before) != 1):
+            return Violation(self.check, f"mmu_notifier_count = {step.after}, was {step.before}", (step.n,))
+        return None
 
 
 class MmuNotifier(Scenario):
@@ -322,100 +251,172 @@ class MmuNotifier(Scenario):
 
     name = "mmu_notifier"
     patch = "e930bffe95e1 KVM: Synchronize guest physical memory map to host virtual memory map (2008)"
-    functions = kvm.FUNCTIONS
+    functions = {**kvm.FUNCTIONS, **life.LIFETIME, "may_store": dirty.may_store, "room_for_tdp_fault": shadow.room_for_tdp_fault}
     vcpus = 1
     max_vcpus = 4
     max_steps = 400
-    setups = {
-        "munmap": Setup("a vCPU faults while its address is unmapped and mapped again: invalidate_range_start() and _end()"),
-        "reclaim": Setup("a vCPU faults while the page is swapped out: invalidate_page()"),
-        "prefetch": Setup("an emulated write to a guest page table maps the page speculatively while it is migrated"),
-        "huge": Setup("reclaim of a huge page at gfn 0x200, in a slot that begins at gfn 0x100"),
-        "twice": Setup("munmap() and reclaim take the same page away; a vCPU is in the guest and has it in its TLB"),
-        "aging": Setup("clear_flush_young(), then reclaim, while a vCPU enters the guest and uses the page (EPT)"),
-        "ksm": Setup("KSM replaces the page: change_pte(), while a vCPU enters the guest and uses the page"),
-        "invlpg": Setup("another vCPU's INVLPG drops the spte while the page is swapped out; a vCPU has it in its TLB"),
-        "elsewhere": Setup("a vCPU faults while other addresses are invalidated, without end"),
-        "new_slot": Setup("munmap() while the VMM adds the memory slot of the address; no vCPU runs"),
-    }
     #: to 5.11, an invalidation anywhere makes every fault wait
     claims = {"elsewhere": Sometimes}
     variants = {
-        "before": Variant("2.6.26: no notifier, each spte pins its page", BEFORE, TAKEN_AWAY),
-        "before_no_refs": Variant("before, if sptes held no references: use after free", {**BEFORE, **NO_REFS}, TAKEN_AWAY),
+        "before": Variant("2.6.26: no notifier, each spte pins its page", BEFORE,
+                          {**TAKEN_AWAY, **MAPPED_FOR_EVER, **sometimes("ranges")}),
+        "before_no_refs": Variant("before, if sptes held no references: use after free", {**BEFORE, **NO_REFS},
+                                  {**TAKEN_AWAY, **MAPPED_FOR_EVER}),
         "after": Variant("the patch as committed: TLBs are flushed once mmu_lock is released", AFTER,
-                         sometimes("huge", "twice", "aging", "invlpg")),
+                         {**sometimes("huge", "twice", "aging", "invlpg", "remap", "two_pages", "create"), "exit": Always}),
+        "requests_lock": Variant("after, and 84261923d3dd: who flushes second waits for the first",
+                                 {**AFTER, "kvm_flush_remote_tlbs": old.flush_requests_lock}),
+        "release": Variant("after, and 85db06e51442: sptes are dropped before the mm goes",
+                           {**AFTER, "kvm_mmu_notifier_release": life.kvm_mmu_notifier_release}),
         "after_no_refs": Variant("after, and sptes hold no references (acb66dd051d0)", {**AFTER, **NO_REFS},
-                                 sometimes("huge", "twice", "aging", "invlpg")),
+                                 {**sometimes("huge", "twice", "aging", "invlpg"), "exit": Always}),
         "fixed": Variant("3.8: flush inside mmu_lock, right index, EPT aging (the machine as it is)"),
         "ept_always_old": Variant("534e38b447df: on EPT every page is old", later.EPT_ALWAYS_OLD),
-        "tlbs_dirty": Variant("a4ee1ca4a36e: INVLPG leaves its flush to invalidate_page()", later.TLBS_DIRTY),
         "hva_range": Variant("4a42d848db95: only an invalidation of its own address makes a fault wait", later.HVA_RANGE, FREE),
+        "early": Variant("6.16: hva_range, and the question is also asked early, without mmu_lock", later.EARLY, FREE),
+        "room_read": Variant("until 47b0c2e4c220: room for shadow pages is made with mmu_lock held for reading",
+                             {"room_for_tdp_fault": shadow.make_mmu_pages_available}, sometimes("room")),
         "active_count": Variant("52ac8b358b0c: no mmu_lock without a slot; slots wait for invalidations", later.ACTIVE),
         "lockless": Variant("a355aa54f1d2: the fault asks under the reverse map's lock (PowerPC)", later.LOCKLESS),
-        "lockless_no_wmb": Variant("lockless, no smp_wmb() in range_end: hidden by x86", {**later.LOCKLESS, later.END: no_wmb},
-                                   {"munmap": {"pso": Sometimes}}),
-        "N-M1": Variant("no retry check", {"tdp_page_fault": fault("gup", "lock")},
-                        {**sometimes("munmap", "reclaim", "huge"), **FREE}),
-        "N-M2": Variant("the sequence is read after the lookup", {"tdp_page_fault": fault("gup", "seq", "lock", "check")},
+        "lockless_no_wmb": Variant("lockless, no smp_wmb() in range_end: hidden by x86",
+                                   {**later.LOCKLESS, later.END: bad.no_wmb}, {"munmap": {"pso": Sometimes}}),
+        "N-M1": Variant("no retry check", {"tdp_page_fault": bad.fault("gup", "lock")},
+                        {**sometimes("munmap", "reclaim", "huge", "ranges"), **FREE}),
+        "N-M2": Variant("the sequence is read after the lookup", {"tdp_page_fault": bad.fault("gup", "seq", "lock", "check")},
                         sometimes("munmap", "reclaim", "huge")),
-        "N-M3": Variant("the check comes before mmu_lock is taken", {"tdp_page_fault": fault("seq", "gup", "check", "lock")},
+        "N-M3": Variant("the check comes before mmu_lock is taken", {"tdp_page_fault": bad.fault("seq", "gup", "check", "lock")},
                         sometimes("munmap", "reclaim", "huge")),
-        "N-M4": Variant("the check looks only at the sequence", {"mmu_notifier_retry": m4_only_seq},
-                        {**sometimes("munmap"), **FREE}),
-        "N-M5": Variant("the check looks only at the count", {"mmu_notifier_retry": m5_only_count}, sometimes(*FAULTS)),
-        "N-M7": Variant("invalidate_page raises the sequence after unlock", {later.PAGE: m7_seq_after_unlock},
+        "N-M4": Variant("the check looks only at the sequence", {"mmu_notifier_retry": bad.m4_only_seq},
+                        {**sometimes("munmap", "ranges"), **FREE}),
+        "N-M5": Variant("the check looks only at the count", {"mmu_notifier_retry": bad.m5_only_count},
+                        sometimes(*FAULTS, "ranges")),
+        "N-M7": Variant("invalidate_page raises the sequence after unlock", {later.PAGE: bad.m7_seq_after_unlock},
                         sometimes("reclaim", "prefetch", "huge")),
-        "N-M8": Variant("the callbacks unmap nothing", {"kvm_unmap_rmapp": m8_no_unmap},
+        "N-M8": Variant("the callbacks unmap nothing", {"kvm_unmap_rmapp": bad.m8_no_unmap},
                         {**sometimes(*FAULTS, "invlpg"), "twice": Always}),
-        "N-M9": Variant("no TLB flush", {"kvm_flush_remote_tlbs": m9_no_flush}, NO_FLUSH),
-        "N-M10": Variant("the flush is requested, nobody is interrupted", {"kvm_flush_remote_tlbs": m10_flush_later}, NO_FLUSH),
-        "N-M10a": Variant("the flush does not wait for the acknowledgements", {"smp_call_function_many": m10_no_ack},
-                          sometimes("twice", "aging", "ksm", "invlpg")),
+        "N-M9": Variant("no TLB flush", {"kvm_flush_remote_tlbs": bad.m9_no_flush}, NO_FLUSH),
+        "N-M10": Variant("the flush is requested, nobody is interrupted",
+                         {"kvm_flush_remote_tlbs": bad.m10_flush_later},
+                         {**sometimes("twice", "invlpg", word=Always), **sometimes("aging", "ksm", "dirty")}),
+        "N-M10a": Variant("the flush does not wait for the acknowledgements", {"smp_call_function_many": bad.m10_no_ack},
+                          sometimes("twice", "aging", "ksm", "invlpg", "dirty")),
         "N-M11": Variant("the flush comes after unlock, as in the patch", old.FLUSH_OUTSIDE, sometimes("twice")),
-        "N-M12": Variant("the patch, with the flush inside mmu_lock", old.COMMITTED, sometimes("huge", "aging", "invlpg")),
-        "N-M13": Variant("range_end: count before sequence, under mmu_lock: harmless", {later.END: m13_count_first}),
-        "N-M13l": Variant("the same, and the fault asks without mmu_lock", {**later.LOCKLESS, later.END: m13_count_first},
+        "N-M12": Variant("the patch, with the flush inside mmu_lock", COMMITTED, sometimes("huge", "aging", "invlpg")),
+        "N-M13": Variant("range_end: count before sequence, under mmu_lock: harmless", {later.END: bad.m13_count_first}),
+        "N-M13l": Variant("the same, and the fault asks without mmu_lock", {**later.LOCKLESS, later.END: bad.m13_count_first},
                           sometimes("munmap")),
-        "N-M14": Variant("the check reads the sequence first, under mmu_lock: harmless", {"mmu_notifier_retry": m14_seq_first}),
-        "N-M14l": Variant("the same without mmu_lock", {**later.LOCKLESS, "mmu_notifier_retry": m14_seq_first},
+        "N-M14": Variant("the check reads the sequence first, under mmu_lock: harmless",
+                         {"mmu_notifier_retry": bad.m14_seq_first}),
+        "N-M14l": Variant("the same without mmu_lock", {**later.LOCKLESS, "mmu_notifier_retry": bad.m14_seq_first},
                           sometimes("munmap")),
         "N-M16": Variant("mmu_lock is elided without a slot, and slots do not wait", later.ELIDED, sometimes("new_slot")),
         "N-M17": Variant("huge pages are looked up by slot offset, as in the patch", {"handled_index": old.index_by_offset},
                          sometimes("huge")),
-        "N-M18": Variant("huge pages are not looked up", {"handled_index": m18_no_huge}, sometimes("huge")),
-        "N-M19": Variant("a retry keeps its page reference", {"tdp_page_fault": fault("seq", "gup", "lock", "check", "keep")},
+        "N-M18": Variant("huge pages are not looked up", {"handled_index": bad.m18_no_huge}, sometimes("huge")),
+        "N-M19": Variant("a retry keeps its page reference", {"tdp_page_fault": bad.fault("seq", "gup", "lock", "check", "keep")},
                          sometimes("munmap", "reclaim", "huge")),
         "N-M20": Variant("the speculative path does not check", {"update_pte_retry": old.never_retry}, sometimes("prefetch")),
         "N-M21": Variant("hva_range, but the check ignores the range: faults starve, else harmless", later.RANGE_KEPT),
-        "N-M22": Variant("an spte is cleared in two halves, on a 32-bit host", {"drop_spte": m22_two_halves}, sometimes("aging")),
+        "N-M22": Variant("an spte is cleared in two halves, on a 32-bit host",
+                         {"drop_spte": bad.m22_two_halves}, sometimes("aging")),
         "N-M23": Variant("sptes hold references, dropped before the spte is cleared, as in the patch: harmless", HOLD),
         "N-M24": Variant("clear_flush_young does not flush; hardware with accessed bits: harmless", {**NPT, **NO_YOUNG_FLUSH}),
         "N-M24e": Variant("clear_flush_young does not flush; EPT, accessed bit emulated", NO_YOUNG_FLUSH, sometimes("aging")),
+        "N-M25": Variant("no flush where an spte is overwritten with another page, as until 91546356d0e5",
+                         {"unmap_other_pfn": bad.m25_no_flush}, sometimes("remap")),
+        "N-M26": Variant("the callbacks do not look at tlbs_dirty", {"kvm_tlbs_dirty": bad.m26_clean}, sometimes("sync")),
+        "N-M27": Variant("a dropped spte does not say that its page is dirty", {"kvm_set_pfn_dirty": dirty.not_transferred},
+                         sometimes("dirty", word=Always)),
+        "hw_dirty": Variant("the machine on a CPU that keeps dirty bits: harmless", dirty.HARDWARE),
+        "N-M28": Variant("hw_dirty, and an spte is read and then cleared",
+                         {**dirty.HARDWARE, "drop_spte": dirty.drop_spte_not_atomically}, sometimes("dirty")),
+        "N-M29": Variant("sptes hold references, dropped before the page is told that it is dirty: harmless under mmu_lock",
+                         {**HOLD, "drop_spte": dirty.drop_spte_reference_first}),
+        "N-M30": Variant("hva_range that forgets the range that is under way",
+                         {**later.HVA_RANGE, later.START: bad.m30_range_replaced}, {**sometimes("ranges"), **FREE}),
+        "N-L2": Variant("the fault looks the page up with mmu_lock held: the host holds its lock and wants mmu_lock",
+                        {"tdp_page_fault": bad.fault("seq", "lock", "gup", "check")}, sometimes("munmap", "reclaim", "huge")),
+    }  # fmt: skip
+
+    ALL = others(variants)
+    setups = {
+        "munmap": Setup("a vCPU faults while its address is unmapped and mapped again: invalidate_range_start() and _end()",
+                        (*ALL, "early")),
+        "reclaim": Setup("a vCPU faults while the page is swapped out: invalidate_page()", ALL),
+        "prefetch": Setup("an emulated write to a guest page table maps the page speculatively while it is migrated", ALL),
+        "huge": Setup("reclaim of a huge page at gfn 0x200, in a slot that begins at gfn 0x100", ALL),
+        "twice": Setup("munmap() and reclaim take the same page away; a vCPU is in the guest and has it in its TLB", ALL),
+        "aging": Setup("clear_flush_young(), then reclaim, while a vCPU enters the guest and uses the page (EPT)", ALL),
+        "ksm": Setup("KSM replaces the page: change_pte(), while a vCPU enters the guest and uses the page", ALL),
+        "invlpg": Setup("another vCPU's INVLPG drops the spte while the page is swapped out; a vCPU has it in its TLB", ALL),
+        "elsewhere": Setup("a vCPU faults while other addresses are invalidated, without end",
+                           (*ALL, "requests_lock", "release", "hw_dirty", "N-M29")),
+        "new_slot": Setup("munmap() while the VMM adds the memory slot of the address; no vCPU runs", ALL),
+        "ranges": Setup("as munmap, and other addresses are invalidated at the same time",
+                        ("before", "after", "fixed", "hva_range", "N-M1", "N-M4", "N-M5", "N-M13",
+                         "N-M30")),
+        "sync": Setup("another vCPU finds that the guest has changed a pte, and drops the spte; then the page is swapped out",
+                      ("fixed", "N-M9", "N-M26")),
+        "remap": Setup("the same, but another page is mapped with that spte", ("after", "fixed", "N-M9", "N-M25")),
+        "two_pages": Setup("two pages are swapped out at once; a vCPU has one of them in its TLB",
+                           ("after", "requests_lock", "fixed", "N-M12")),
+        "dirty": Setup("the guest stores to the page while it is written to swap and freed: is the store lost?",
+                       ("before", "before_no_refs", "after", "fixed", "N-M9", "N-M10", "N-M10a", "N-M27", "hw_dirty", "N-M28",
+                        "N-M29")),
+        "room": Setup("two vCPUs fault in the TDP MMU when no more shadow pages may be allocated", ("fixed", "room_read")),
+        "create": Setup("another thread of the VMM unmaps something while it creates the VM", ("before", "after", "fixed")),
+        "exit": Setup("the VMM exits: its memory goes, a huge page of hugetlbfs, and then the VM",
+                      ("before", "before_no_refs", "after", "after_no_refs", "release", "fixed")),
     }  # fmt: skip
 
     def build(self, vm: Vm, setup: str) -> None:
         """`vm.size` vCPUs, all with the same page; and who takes it away."""
         body, hosts = WHO[setup]
-        mapped = PAGE1 if body in (vcpu_in_guest, vcpu_run) else 0
-        mm = HostMM(vm, "mm", pages=3 if setup == "twice" else 2)
+        mapped = PAGE1 if body in INSIDE or body is vcpu_run or setup == "exit" else 0
+        mm = HostMM(vm, "mm", pages=3 if setup == "twice" else 2, written=setup == "dirty")
         mmu = Mmu(
-            vm, "mmu", huge=setup == "huge", base_gfn=0x100, gfn=0x200, mapped=mapped, slot=False if setup == "new_slot" else None
-        )
+            vm, "mmu", huge=setup == "huge", base_gfn=0x100, gfn=0x200, mapped=mapped,
+            slot=False if setup == "new_slot" else None, other={"remap": "spte", "two_pages": "spte_b"}.get(setup, ""),
+        )  # fmt: skip
         if mapped and references(vm):
             mm.refs[PAGE1].init = 2
+        other = HostMM(vm, "mm_b", first=PAGE_B) if mmu.rmap_b is not None else None
+        if other is not None:
+            mm.refs = other.refs = {**mm.refs, **other.refs}
+            if mmu.spte_b is not None and references(vm):
+                mm.refs[PAGE_B].init = 2
         if body:
             for i in range(vm.size):
-                MmuVcpu(vm, i, mmu, mm, body, inside=body is vcpu_in_guest)
+                vcpu = MmuVcpu(vm, i, mmu, mm, body, inside=body in INSIDE)
+                if mmu.spte_b is not None:
+                    vcpu.tlb.init = mmu.spte_b.init
+        if setup == "room":
+            pages = shadow.ShadowPages(vm, "shadow")
+            for i in range(vm.size + 1):
+                shadow.TdpFault(vm, i, pages)
+        if setup in ("create", "exit"):
+            notifier, inode = mm.cell("mmu_notifier", setup == "exit"), mm.cell("hugetlbfs_inode", True)
+            if setup == "create":
+                mmu.use_lock(life.TicketSpinlock, free=0)
+            for name, host in hosts.items():
+                life.Lifetime(vm, name, mmu, mm, host, notifier=notifier, inode=inode)
+            return
         for name, host in hosts.items():
-            MmuThread(vm, name, mmu, mm, host, (HVA << 4, HVA << 5) if setup == "elsewhere" else (HVA, HVA + 0x1000))
+            hva = (HVA << 4, HVA << 5) if (setup, name) in ELSEWHERE else (HVA, HVA + 0x1000)
+            if other is not None and (setup, name) in PAGE_OF_B:
+                MmuThread(vm, name, mmu, other, host, (HVA_B, HVA_B + 0x1000))
+            else:
+                MmuThread(vm, name, mmu, mm, host, hva)
 
     def monitors(self, vm: Vm) -> list[Monitor]:
         """Safety."""
         mmu, mm, vcpus = machine(vm)
         found: list[Monitor] = [SpteMapsNoFreePage(mmu, mm), CountIsBalanced(mmu)]
-        if vm.setup == "munmap" and vm.calls.kvm_unmap_rmapp is not later.unmap_rmapp_powerpc:
-            found.append(NoSpteDuringInvalidation(mmu))
+        if vm.setup in RANGES and vm.calls.kvm_unmap_rmapp is not later.unmap_rmapp_powerpc:
+            found.append(NoSpteDuringInvalidation(mmu, frozenset(name for setup, name in ELSEWHERE if setup == vm.setup)))
+        if vm.setup == "exit":
+            vmm: Any = vm.by_name["vmm"]
+            found.append(InodeOutlivesItsPages(mm, vmm.inode))
         return [*found, *(TlbMapsNoFreePage(v) for v in vcpus if v.body in (vcpu_in_guest, vcpu_run))]
 
     def stuck(self, vm: Vm) -> list[Violation]:
@@ -444,25 +445,38 @@ def references(vm: Vm) -> bool:
 
 def left(vm: Vm, mmu: Mmu, mm: HostMM, vcpus: list[MmuVcpu]) -> Iterator[Violation]:
     """What is wrong at the end."""
-    pte, page = mm.pte.value, spte_to_pfn(mmu.spte.value)
-    if page not in (0, pte):
-        yield Violation("N-I1", f"the guest has page {page}, the process has page {pte}: each writes to its own")
+    other: Any = vm.by_name.get("mm_b", mm)
+    ptes = (mm.pte.value, other.pte.value)
+    sptes = [cell for cell in (mmu.spte, mmu.spte_b) if cell is not None]
+    pages = [spte_to_pfn(cell.value) for cell in sptes]
+    for page in pages:
+        if page not in (0, *ptes):
+            yield Violation("N-I1", f"the guest has page {page}, the process has page {ptes[0]}: each writes to its own")
     for v in vcpus:
-        if v.pcpu.cpu.value & IN_GUEST and spte_to_pfn(v.tlb.value) not in (0, pte):
-            yield Violation(
-                "N-I1", f"{v.name} runs with a TLB entry for page {spte_to_pfn(v.tlb.value)}, the process has page {pte}"
-            )
+        page = spte_to_pfn(v.tlb.value)
+        if v.pcpu.cpu.value & IN_GUEST and page not in (0, *ptes) and v.body in (vcpu_in_guest, vcpu_run):
+            yield Violation("N-I1", f"{v.name} runs with a TLB entry for page {page}, the process has page {ptes[0]}")
         if v.pcpu.cpu.value & CALL_QUEUED:
             yield Violation("N-L1", f"{v.pcpu.name} never answers the flush")
-    known = [mmu.rmap, *mmu.rmap_pde]
-    if sum(cell.value == "spte" for cell in known) != bool(mmu.spte.value):
-        yield Violation("N-I4", f"spte: {spte_name(mmu.spte.value)}, reverse maps: {[cell.value for cell in known]}")
+    known = [cell for cell in (mmu.rmap, *mmu.rmap_pde, mmu.rmap_b) if cell is not None]
+    for spte in sptes:
+        if sum(mmu.spte_in(cell) is spte and cell.value == "spte" for cell in known) != bool(spte.value):
+            yield Violation("N-I4", f"{spte.name}: {spte_name(spte.value)}, reverse maps: {[cell.value for cell in known]}")
     for pfn, cell in mm.refs.items():
-        wanted = (pte == pfn) + (page == pfn and references(vm))
-        if cell.value != (UNUSED if pfn > pte else wanted):
+        pte = ptes[pfn >= PAGE_B]
+        if not pte and not (vm.setup == "exit" and pfn == PAGE1):
+            continue  # nobody has mapped it again: who was to do so is stuck, or has gone
+        wanted = (pte == pfn) + (pfn in pages and references(vm))
+        if cell.value != (UNUSED if 0 < pte < pfn else wanted):
             yield Violation("references", f"page {pfn} has {cell.value} references, {wanted} are accounted for")
+    if mm.contents is not None and mm.swap is not None and mm.pte.value != PAGE1 and mm.contents.value != mm.swap.value:
+        yield Violation("N-I5", "page 1 was freed, and what the guest stored to it is not in swap")
+    room: Any = vm.by_name.get("shadow")
+    for cell in room.freed.values() if room else ():
+        if cell.value > 1:
+            yield Violation("double free", f"{cell.name}: a shadow page was zapped {cell.value} times")
     if mmu.count.value and vm.setup != "elsewhere":
         yield Violation("N-I2", f"mmu_notifier_count = {mmu.count.value} at the end")
-    for word in (mmu.mmu_lock_word, mmu.rmap_lock_word, mm.ptl_word):
-        if word.value:
-            yield Violation("N-L2", f"{word.value} holds {word.name} for ever")
+    for word in (mmu.mmu_lock_word, mmu.rmap_lock_word, mmu.requests_word, mm.ptl_word, mm.mmap_sem_word):
+        if word.value and not (vm.setup == "create" and life.is_free(word.value)):
+            yield Violation("N-L2", f"{word.name} is never free again: {mmu.value_name(word, word.value)}")

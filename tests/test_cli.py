@@ -117,7 +117,7 @@ GENERIC = {
     ],
     ("vcpu_requests", "V-M4"): [  # a function that another one made
         r"made with accesses = 'irq_off, check, mode, mb, sync':",
-        r"1\. irq_off +vcpu.here\(\).local_irq_disable\(\)",
+        r"1\. irq_off +local_irq_disable\(vcpu\)",
         r"2\. check +kvm_vcpu_exit_request\(\): The last check before VM entry",
         r"3\. mode +WRITE_ONCE\(vcpu.mode, IN_GUEST_MODE\)",
         r"async def enter_in_order\(",
@@ -255,9 +255,11 @@ class FakeLive:
     """A cluster that plays what it is told: the command line needs no Ray to be tested."""
 
     run = "0123456789ab"
+    plan = "dedicated: 2 actors"
 
     def __init__(self, played: list[Any]) -> None:
         self.played = played
+        self.aborted: list[Any] = []
         self.closed = False
 
     def __enter__(self) -> "FakeLive":
@@ -276,6 +278,7 @@ class FakeLive:
 def live(capsys: pytest.CaptureFixture[str], played: list[Any], variant: str = "plain", **options: Any) -> tuple[int, str, str]:
     fake = FakeLive(played)
     common = {"setup": None, "memory": "pso", "rounds": 200, "seed": 0, "noise": 0.1, "address": None, "log_dir": None}
+    common |= {"placement": "auto", "hosts": None, "vms": 1, "transport": "sockets"}
     rest = {"log_steps": False, "trace_dir": None, "full": False, "as_json": False}
     status = run_live(
         SimpleNamespace, lambda _case, _options: fake, **{"name": EXAMPLE, "variant": variant, **common, **rest, **options}
@@ -291,7 +294,14 @@ def rounds(good: int, bad: int) -> list[Any]:
     kinds = [verdict.witness] * bad + [verdict.good] * good
     return [
         SimpleNamespace(
-            number=n, outcome=one.outcome, violations=one.violations, status=one.status, schedule=one.schedule, seconds=0.01
+            number=n,
+            outcome=one.outcome,
+            violations=one.violations,
+            status=one.status,
+            schedule=one.schedule,
+            seconds=0.01,
+            messages=10,
+            crossed=4,
         )
         for n, one in enumerate(kinds)
     ]

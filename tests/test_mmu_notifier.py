@@ -1,13 +1,18 @@
 """The mmu notifier patch: every version of it does what the kernel's history says, set-up by set-up."""
 
+from collections.abc import Callable
+from typing import Any, ClassVar
+
 import pytest
 from claims import assert_traces_and_states_agree, audit, cells_of, checks, refuted
 
+from actors import mmu_notifier as kvm
 from actors.actor import Cell
 from actors.mmu import MmuPcpu
-from actors.ops import CALL_QUEUED, IN_GUEST, IPI_PENDING, IRQS_OFF, RMW
+from actors.ops import CALL_QUEUED, IN_GUEST, IPI_PENDING, IRQS_OFF, RMW, WRITE_ONCE
 from racevisor.explore import cases, explore_case
 from racevisor.memory import MODELS
+from racevisor.scenario import Case, Scenario, Variant, in_table, load
 from racevisor.strategies.random_walk import RandomWalk
 from racevisor.words import words
 
@@ -15,6 +20,8 @@ one = cells_of("mmu_notifier")
 
 #: with an invalidation that never ends, and a fault that never gets through: the slowest to learn
 QUICK = ("munmap", "reclaim", "prefetch", "huge", "twice", "aging", "ksm", "invlpg", "new_slot")
+#: with variants of their own
+SPECIAL = ("ranges", "sync", "remap", "two_pages", "dirty", "room", "create", "exit")
 
 
 def test_every_claim_holds_when_stores_are_visible_at_once() -> None:
@@ -25,10 +32,11 @@ def test_every_claim_holds_when_stores_are_visible_at_once() -> None:
 def test_the_claims_of_the_versions_and_of_the_barrier_mutants_hold_with_store_buffers(memory: str) -> None:
     versions = ["before", "after", "fixed", "lockless", "lockless_no_wmb", "N-M13", "N-M13l", "N-M14l", "N-M16", "N-M24"]
     assert refuted(cases("mmu_notifier", versions, QUICK, [memory])) == []
+    assert refuted(cases("mmu_notifier", setups=list(SPECIAL), memories=[memory])) == []
 
 
 def test_only_exhausted_searches_say_never() -> None:
-    for setup in QUICK:
+    for setup in (*QUICK, *SPECIAL):
         verdict = explore_case(one("fixed", setup))
         assert (verdict.found, verdict.verdict) == ("Never", "exhausted"), setup
 
@@ -50,6 +58,21 @@ def test_only_exhausted_searches_say_never() -> None:
         ("N-M22", "aging", "torn spte"),
         ("fixed", "elsewhere", "livelock"),
         ("N-M19", "elsewhere", "references"),
+        ("before", "dirty", "N-I6"),
+        ("after", "remap", "N-I1"),
+        ("after", "two_pages", "N-I1"),
+        ("after", "create", "N-L2"),
+        ("after", "exit", "inode"),
+        ("after_no_refs", "exit", "N-I1"),
+        ("N-M1", "ranges", "N-I3"),
+        ("N-M25", "remap", "N-I1"),
+        ("N-M26", "sync", "N-I1"),
+        ("N-M9", "dirty", "N-I5"),
+        ("N-M27", "dirty", "N-I5"),
+        ("N-M28", "dirty", "N-I5"),
+        ("N-M30", "ranges", "N-I3"),
+        ("N-L2", "reclaim", "N-L2"),
+        ("room_read", "room", "double free"),
     ],
 )
 def test_each_mistake_is_caught_by_the_check_that_is_about_it(variant: str, setup: str, check: str) -> None:
@@ -92,15 +115,18 @@ def test_the_write_barrier_of_range_end_matters_without_mmu_lock_and_not_on_x86(
     assert under_lock == {"sc": "Never", "tso": "Never", "pso": "Never"}
 
 
-@pytest.mark.parametrize("setup", ["munmap", "reclaim", "huge", "twice", "invlpg"])
+@pytest.mark.parametrize(
+    "setup", ["munmap", "reclaim", "huge", "twice", "invlpg", "ranges", "remap", "two_pages", "create", "exit"]
+)
 def test_two_vcpus_change_no_verdict_of_the_historical_versions(setup: str) -> None:
-    assert refuted([one(variant, setup, "sc", 2) for variant in ("before", "after", "fixed")]) == []
+    there = [variant for variant in ("before", "after", "fixed") if in_table(load("mmu_notifier")[0], variant, setup)]
+    assert refuted([one(variant, setup, "sc", 2) for variant in there]) == []
 
 
 def test_the_number_of_states_and_end_states_of_the_reference_is_what_it_was() -> None:
     """A change of the machine or of the search that moves these numbers is meant, or a bug."""
     munmap, twice = explore_case(one("fixed", "munmap")), explore_case(one("fixed", "twice"))
-    assert (munmap.states, twice.states) == (264, 179)
+    assert (munmap.states, twice.states) == (289, 247)
     assert set(munmap.outcomes) == {"pte: page 2, spte: page 2", "pte: page 2, spte: none"}
 
 
@@ -109,11 +135,84 @@ def test_optimal_dpor_and_the_stateful_search_agree_where_both_can_finish() -> N
         assert_traces_and_states_agree(one(variant, setup), "optimal")
 
 
-@pytest.mark.parametrize("setup", QUICK)
+@pytest.mark.parametrize("setup", [*QUICK, *SPECIAL])
 def test_every_schedule_runs_twice_the_same(setup: str) -> None:
     for variant in ("before", "after", "lockless"):
         for memory in MODELS:
             audit(one(variant, setup, memory))
+
+
+def checks_with(setup: str, *, but: str = "", **broken: Callable[..., Any]) -> set[str]:
+    """What fails in that set-up if the machine has these functions, `but` for a check that would fail first."""
+    scenario, source = load("mmu_notifier")
+
+    class Broken(type(scenario)):  # type: ignore[misc]
+        variants: ClassVar = {"broken": Variant("a function that no variant has", broken, exempt={but: "it fails first"})}
+
+    assert isinstance(scenario, Scenario)
+    return checks(explore_case(Case(Broken(), source, "broken", setup, "sc")))
+
+
+def test_an_spte_that_is_in_no_reverse_map_is_seen() -> None:
+    """No variant loses one, so the check is shown to work by a function that clears the reverse map and leaves the spte."""
+
+    async def forget(me: Any, rmapp: Cell) -> None:
+        await WRITE_ONCE(rmapp, "")
+
+    assert "N-I4" in checks_with("aging", but="N-I1", drop_spte=forget)
+
+
+def test_a_change_of_the_count_that_is_lost_or_goes_below_zero_is_seen() -> None:
+    async def end_twice(me: Any) -> None:
+        await kvm.kvm_mmu_notifier_invalidate_range_end(me)
+        await kvm.kvm_mmu_notifier_invalidate_range_end(me)
+
+    async def start_without_lock(me: Any) -> None:
+        await kvm.count_add(me, 1)
+
+    assert "N-I2" in checks_with("munmap", kvm_mmu_notifier_invalidate_range_end=end_twice)
+    assert "N-I2" in checks_with("ranges", kvm_mmu_notifier_invalidate_range_start=start_without_lock)
+
+
+def test_a_flush_that_nobody_answers_is_seen() -> None:
+    async def no_interrupt(me: Any, pcpus: list[MmuPcpu]) -> None:
+        for pcpu in pcpus:
+            await pcpu.call_function()
+            await pcpu.called()
+
+    assert {"N-L1", "N-L2"} <= checks_with("twice", smp_call_function_many=no_interrupt)
+
+
+def test_the_mutants_that_are_claimed_harmless_do_run_their_own_code() -> None:
+    """A harmless mutant whose function is never called would prove nothing."""
+    for variant, setup, wanted in (
+        ("N-M13", "munmap", "m13_count_first"),
+        ("N-M14", "munmap", "m14_seq_first"),
+        ("N-M21", "munmap", "range_start_5_12"),
+        ("N-M23", "twice", "rmap_remove"),
+        ("N-M24", "aging", "m24_young_no_flush"),
+        ("N-M29", "dirty", "drop_spte_reference_first"),
+        ("hw_dirty", "dirty", "set_dirty_bit"),
+        ("active_count", "new_slot", "install_memslot_5_14"),
+        ("early", "munmap", "fault_6_16"),
+        ("requests_lock", "two_pages", "flush_requests_lock"),
+        ("release", "exit", "kvm_mmu_zap_all"),
+    ):
+        world = Case(*load("mmu_notifier"), variant, setup, "sc").world(functions=True)
+        walk = RandomWalk(1, 10)
+        seen = {step.function for run in range(10) for step in world.run(walk, run).steps}
+        world.close()
+        assert wanted in seen, (variant, sorted(seen))
+
+
+def test_an_mmu_lock_that_is_initialised_while_it_is_held_is_never_free_again() -> None:
+    """The first callback comes before spin_lock_init(): its unlock then serves a ticket that nobody has drawn."""
+    witness = explore_case(one("after", "create")).witness
+    assert witness is not None
+    labels = [label for _channel, label in witness.schedule]
+    init = labels.index("WRITE_ONCE(mmu.mmu_lock, 0)")
+    assert any(label.startswith("add(mmu.mmu_lock, 256)") for label in labels[:init])
+    assert any(label.startswith("add(mmu.mmu_lock, 1)") for label in labels[init:])
 
 
 def test_a_call_is_answered_when_its_interrupt_is_handled_and_not_before() -> None:
