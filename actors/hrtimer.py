@@ -18,6 +18,10 @@ from actors.requests import kvm_make_request, kvm_vcpu_kick
 #: KVM_ARCH_REQ(22) of 4.19 and later; the other request numbers of this machine are 3.8's, which has no synthetic timers
 KVM_REQ_HV_STIMER = 30
 
+EAGAIN = 11
+#: Refused attempts are counted up to here: a count without end would make a state of every round of a livelock.
+MOST_COUNTED = 4
+
 #: States of the host timer; both bits: restarted while its callback runs.  [include/linux/hrtimer.h; base->running]
 HRTIMER_STATE_ENQUEUED, HRTIMER_CALLBACK_RUNS = 1, 2
 
@@ -60,6 +64,7 @@ class HrTimer(Actor):
         self.exp_time = self.cell("exp_time", 1 if started else 0)
         self.msg_pending = self.cell("msg_pending", owes)
         self.state_word = self.cell("state", HRTIMER_STATE_ENQUEUED if started and not owes else 0)
+        self.private(refused=0)  # how often it delivered by itself and found the slot busy, as far as is counted
 
     async def run(self) -> None:
         """Each time it is enqueued: fire.  [kernel/time/hrtimer.c __run_hrtimer]"""
@@ -127,12 +132,20 @@ async def stimer_start(me: Actor, stimer: HrTimer) -> None:
 async def stimer_expiration(me: Actor, stimer: HrTimer) -> None:
     """The message is owed from before the first attempt on, until an attempt succeeds.  [hyperv.c]"""
     await WRITE_ONCE(stimer.msg_pending, True)
-    r = await stimer.vm.calls.stimer_send_msg(me, stimer)
-    me.note("kvm_hv_stimer_expiration", timer=stimer.index, r=r)
+    r = await send_and_count(me, stimer)
     if not r:
         await WRITE_ONCE(stimer.msg_pending, False)
         if not stimer.periodic:
             await WRITE_ONCE(stimer.enable, False)
+
+
+async def send_and_count(me: Any, stimer: HrTimer) -> int:
+    """The attempt within stimer_expiration(); how often the slot was busy is for a check to know."""
+    r: int = await stimer.vm.calls.stimer_send_msg(me, stimer)
+    me.note("kvm_hv_stimer_expiration", timer=stimer.index, r=r)
+    if r == -EAGAIN:
+        me.refused = min(me.refused + 1, MOST_COUNTED)
+    return r
 
 
 async def stimer_send_msg(me: Actor, stimer: HrTimer) -> int:

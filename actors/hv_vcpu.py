@@ -10,17 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, ClassVar
 
-from actors.guest import GuestCpu, GuestProgram, Insn
-from actors.hrtimer import KVM_REQ_HV_STIMER, stimer_set_config, stimer_set_count
+from actors.guest import GuestProgram, Insn
+from actors.hrtimer import KVM_REQ_HV_STIMER
 from actors.lapic import Lapic, apic_search_irr, kvm_apic_has_interrupt
 from actors.ops import (
     IPI_PENDING,
     READ_ONCE,
     WRITE_ONCE,
-    await_bits,
     await_eq,
     clear_bit,
-    cmpxchg,
     smp_mb,
     smp_store_release,
     xchg,
@@ -35,17 +33,7 @@ from actors.requests import (
     kvm_make_request,
 )
 from actors.sync import TASK_INTERRUPTIBLE, TASK_RUNNING
-from actors.synic import (
-    HVMSG_NONE,
-    MSG_PENDING,
-    SINT,
-    SINT_AUTO_EOI,
-    SINT_MASKED,
-    SINT_VECTOR,
-    VECTOR,
-    Synic,
-    kvm_hv_synic_send_eoi,
-)
+from actors.synic import Synic, kvm_hv_synic_send_eoi, synic_set_scontrol
 from actors.vcpu import Vcpu
 
 
@@ -54,8 +42,10 @@ class HvVcpu(Vcpu):
 
     `prologue`: what the VMM does on this thread before its first KVM_RUN.  `uninitialized`: KVM_RUN only waits for an INIT.
     `empty_slot` and `signal_eom`: how its guest takes a message.
-    `taken`: the messages that its guest took out of slots.  `eoms`: how often it wrote EOM.
+    `taken`: the messages that its guest took out of slots.  `eoms`: how often it wrote EOM.  `faults`: how often a write was #GP.
+    `refused`: how often this thread delivered and found the slot busy, as far as is counted.
     `eagain`: how often KVM_RUN came back with -EAGAIN though no INIT had come.
+    `lapic_in_kernel`: false if userspace emulates the LAPIC.  `oops`: a thread followed the NULL pointer.
     """
 
     bit_names: ClassVar[Mapping[str, Mapping[int, str]]] = {
@@ -67,6 +57,8 @@ class HvVcpu(Vcpu):
     taken: tuple[str, ...]
     eoms: int
     eagain: int
+    faults: int
+    refused: int
 
     def __init__(self, vm: Any, vcpu_id: int, synic: Synic, vectors: tuple[int, ...]) -> None:
         apic, pcpu = Lapic(vm, f"lapic{vcpu_id}", vectors), Pcpu(vm, f"pcpu{vcpu_id}")
@@ -80,7 +72,9 @@ class HvVcpu(Vcpu):
         self.empty_slot = vm.calls.guest_empty_slot
         self.signal_eom = vm.calls.guest_signal_eom
         self.stimer_pending_bitmap = self.cell("stimer_pending", 0)
-        self.private(halted=False, taken=(), eoms=0, eagain=0)
+        self.lapic_in_kernel = True
+        self.oops = self.cell("oops", False)
+        self.private(halted=False, taken=(), eoms=0, eagain=0, faults=0, refused=0)
 
     async def run(self) -> None:
         """KVM_RUN, again and again.  [x86.c kvm_arch_vcpu_ioctl_run, vcpu_run]"""
@@ -164,16 +158,14 @@ async def inject_pending_event(vcpu: HvVcpu) -> None:
 
 
 async def kvm_apic_ack_interrupt(vcpu: HvVcpu, vector: int) -> None:
-    """Out of IRR; into service, unless the SynIC's source is auto-EOI.  [lapic.c kvm_apic_ack_interrupt, apic_clear_irr]"""
+    """Out of IRR; into service, unless a source of that vector is auto-EOI.  [lapic.c kvm_get_apic_interrupt]"""
     apic = vcpu.apic
     await WRITE_ONCE(apic.irr_pending, False)
     await clear_bit(vector & 31, apic.irr[vector >> 5])
     if await apic_search_irr(apic) != -1:
         await WRITE_ONCE(apic.irr_pending, True)
-    for register in vcpu.synic.sint.values():
-        value = await READ_ONCE(register)
-        if value & SINT_AUTO_EOI and not value & SINT_MASKED and value & SINT_VECTOR == vector:
-            return
+    if vector in await READ_ONCE(vcpu.synic.auto_eoi_bitmap):
+        return
     await WRITE_ONCE(apic.isr, (*await READ_ONCE(apic.isr), vector))
 
 
@@ -185,7 +177,8 @@ async def apic_set_eoi(vcpu: HvVcpu) -> None:
     vector = max(in_service)
     await WRITE_ONCE(vcpu.apic.isr, tuple(v for v in in_service if v != vector))
     vcpu.note("kvm_eoi", apicid=vcpu.id, vector=vector)
-    await kvm_hv_synic_send_eoi(vcpu, vector)
+    if vector in await READ_ONCE(vcpu.synic.vec_bitmap):
+        await kvm_hv_synic_send_eoi(vcpu, vector)
     await kvm_make_request(KVM_REQ_EVENT, vcpu)
 
 
@@ -225,129 +218,8 @@ async def handle_exit(vcpu: HvVcpu, insn: Insn) -> None:
         await vcpu.vm.calls.synic_eom(vcpu)
     elif insn.kind == "simp":
         await vcpu.vm.calls.synic_set_simp(vcpu, True)
-    elif insn.kind == "sint":
-        await WRITE_ONCE(vcpu.synic.sint[SINT], insn.args[0])
-
-
-# ---- what a guest does with a message -------------------------------------------------------------------------------------
-
-
-def taker(vcpu: HvVcpu, *steps: str) -> GuestProgram:
-    """A handler of these steps: "eoi", "take" (the slot's message, if there is one) and "eom" (without being asked to)."""
-
-    async def handler(cpu: GuestCpu) -> None:
-        for step in steps:
-            if step == "take":
-                await take_message(cpu, vcpu)
-            else:
-                await Insn(step)
-
-    return handler
-
-
-async def take_message(cpu: GuestCpu, vcpu: HvVcpu) -> None:
-    """Copy the message out and empty the slot.  [Linux vmbus_on_msg_dpc; kvm-unit-tests hyperv_stimer.c process_stimer_msg]"""
-    slot = vcpu.synic.slots[SINT]
-    seen = await cpu.load(slot.type)
-    if seen == HVMSG_NONE:
-        return
-    payload = await cpu.load(slot.payload)
-    if await vcpu.empty_slot(cpu, slot, seen):
-        vcpu.taken = (*vcpu.taken, payload)
-        await vcpu.signal_eom(cpu, slot)
-
-
-async def guest_empty_slot(cpu: GuestCpu, slot: Any, seen: int) -> bool:
-    """A plain store and a full barrier, for a page that only one CPU touches.  [hyperv_stimer.c process_stimer_msg]"""
-    await cpu.store(slot.type, HVMSG_NONE)
-    await cpu.mfence()  # the slot is empty before the pending bit is read
-    return True
-
-
-async def guest_cmpxchg_slot(cpu: GuestCpu, slot: Any, seen: int) -> bool:
-    """By cmpxchg, for another CPU may have emptied it.  [Linux drivers/hv vmbus_signal_eom]"""
-    if await Insn("memory", op=cmpxchg(slot.type, seen, HVMSG_NONE)) != seen:
-        return False
-    await cpu.mfence()
-    return True
-
-
-async def guest_signal_eom(cpu: GuestCpu, slot: Any) -> None:
-    """EOM, if the slot says that more is waiting."""
-    if await cpu.load(slot.flags) & MSG_PENDING:
-        await Insn("eom")
-
-
-async def never_looks(cpu: GuestCpu, slot: Any) -> None:
-    """A guest that breaks the protocol."""
-
-
-UNSEEN = "unseen"  # a message that was taken without a look at its payload
-
-
-async def computing(cpu: GuestCpu) -> None:
-    """Runs for ever; only an interrupt is seen."""
-    cpu.here("computing")
-    await cpu.compute()
-
-
-def before_idle(vcpu: HvVcpu, *steps: str) -> GuestProgram:
-    """The steps, then HLT for ever."""
-
-    async def main(cpu: GuestCpu) -> None:
-        for step in steps:
-            if step == "take":
-                await take_message(cpu, vcpu)
-            elif step == "unmask":
-                await Insn("sint", (VECTOR,))
-            else:
-                await Insn(step)
-        while True:
-            cpu.here("idle")
-            await cpu.hlt()
-
-    return main
-
-
-async def walk_page(me: Any) -> None:
-    """vCPU1 empties the slot if there is something in it, whatever it is."""
-    slot = me.vm.vcpus[0].synic.slots[SINT]
-    seen = await READ_ONCE(slot.type)
-    if seen != HVMSG_NONE and await cmpxchg(slot.type, seen, HVMSG_NONE) == seen:
-        me.taken = (*me.taken, UNSEEN)
-
-
-async def poll_page(me: Any) -> None:
-    """The same, once there is something: vCPU1 polls."""
-    slot = me.vm.vcpus[0].synic.slots[SINT]
-    seen = await await_bits(slot.type, -1)
-    if await cmpxchg(slot.type, seen, HVMSG_NONE) == seen:
-        me.taken = (*me.taken, UNSEEN)
-
-
-async def read_and_eom(me: Any) -> None:
-    """vCPU1 reads vCPU0's page, twice; its EOM goes to its own SynIC, where nothing is owed.  [Linux vmbus_wait_for_unload]"""
-    slot = me.vm.vcpus[0].synic.slots[SINT]
-    for _ in range(2):
-        seen = await READ_ONCE(slot.type)
-        if seen == HVMSG_NONE:
-            continue
-        payload = await READ_ONCE(slot.payload)
-        if await cmpxchg(slot.type, seen, HVMSG_NONE) == seen:
-            me.taken = (*me.taken, payload)
-            await smp_mb()
-            await READ_ONCE(slot.flags)
-
-
-async def zero_config(vcpu: HvVcpu) -> None:
-    """Userspace zeroes the registers of a new vCPU, as QEMU does.  [MSR writes on the vCPU's thread]"""
-    await stimer_set_config(vcpu, vcpu.stimers[0], False)
-
-
-async def restore_timer(vcpu: HvVcpu) -> None:
-    """Userspace restores a timer that has fired: CONFIG with auto-enable set and enable clear, then COUNT."""
-    await stimer_set_config(vcpu, vcpu.stimers[0], False)
-    await stimer_set_count(vcpu, vcpu.stimers[0], 1, True)
-
-
-FUNCTIONS: dict[str, Callable[..., Any]] = {f.__name__: f for f in (guest_empty_slot, guest_signal_eom)}
+    elif insn.kind == "scontrol":
+        await synic_set_scontrol(vcpu, insn.args[0])
+    elif insn.kind == "sint" and await vcpu.vm.calls.synic_set_sint(vcpu, *insn.args):
+        vcpu.faults += 1  # kvm_inject_gp(); the guest expects it (wrmsr_safe) and goes on
+        vcpu.note("kvm_inj_exception", vector=13)

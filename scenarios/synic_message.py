@@ -9,205 +9,40 @@ looked (S-1), nobody ever asks, and nobody ever tries again: the slot is empty, 
 never happened: the vCPU's own thread delivers, between two runs of the guest.  The patch therefore dropped the atomics and says
 why it may.  So in the ordinary set-ups both versions are right, and what is wrong with each is seen where its ground is missing:
 S-M1 and S-M2 deliver in the timer's interrupt, beside the guest (only "tlfs", the order of the Hyper-V specification, is right
-there, and only for one timer at a time: two that deliver at once clear each other's bit).  In page_walk another vCPU empties
-slots, as a dying Linux guest does [vmbus_wait_for_unload, 6.16]: 4.19, which stores the type twice, brings the message back; the
-patch does not.  In crash that other vCPU also reads what it finds, and its EOM goes to the wrong SynIC: no version copes.
+there, and only for one timer of a slot at a time: two that deliver at once clear each other's bit).  In page_walk another vCPU
+empties slots, as a dying Linux guest does [vmbus_wait_for_unload, 6.16]: 4.19, which stores the type twice, brings the message
+back; the patch does not.  In page_read it also copies the payload, and meets half a message (S-2): the type is visible first, in
+4.19 by design, in the patch because that is the order of the addresses.  In crash its EOM goes to its own SynIC (S-4), and what
+vCPU0's owes is never retried: no version copes, not even S-2, which mends page_read.
 
 Where the sources say more than the story: msg_pending that is not set (S-M5) does not lose a one-shot message, for
 stimer_start() finds its time over and marks it at once; the vCPU retries for ever and never enters the guest.  Under tso an EOI
 written last does not rescue S-M1: "I owe" waits in the store buffer while the type is read, a cmpxchg (S-M2) would order them.
-The acknowledgement of 4.19 can lose a pending bit (S-3, S-M14b) only with a store buffer.
+The acknowledgement of 4.19 beside the guest takes away a bit that was just set (S-3: S-M14b, in full), but then finds that a
+message is owed, and retries; for ever lost is the message only where "I owe" still waits in a store buffer (eoi_first).
 
-Modelled: message slots, SINT, SIMP, EOM, EOI, auto-EOI, the timers' life, requests, kicks, interrupts.  Left out: time, SCONTROL
-and SVERSION, event flags, userspace messages, failing copies to guest memory, dirty logging, a LAPIC in userspace.
+Doubtful points of the patch, each with what would mend it: S-7c (a message in the slot is still owed if its interrupt could not
+be raised), S-7d and S-7e (no retry when the page appears), S-8 (SCONTROL is not asked), S-7f (what the dirty log hears).
+
+Left out: time, SIEFP and event flags, SVERSION, messages from userspace, exits to userspace, notifiers of GSIs, APICv, a LAPIC
+that the guest disabled (synic_set_irq() is 0 then: -EFAULT, otherwise as S-7c), kvm->srcu.  Timers of two
+slots run on the vCPU only (two_sints), not beside the guest.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-from actors import hrtimer, hv_vcpu, synic
-from actors.actor import Actor
-from actors.guest import GuestCpu
-from actors.hrtimer import (
-    HrTimer,
-    stimer_mark_pending,
-)
-from actors.hv_vcpu import (
-    UNSEEN,
-    HvVcpu,
-    before_idle,
-    computing,
-    guest_cmpxchg_slot,
-    never_looks,
-    poll_page,
-    read_and_eom,
-    restore_timer,
-    taker,
-    walk_page,
-    zero_config,
-)
-from actors.ops import READ_ONCE, WRITE_ONCE, cmpxchg, smp_mb
-from actors.synic import (
-    BEFORE,
-    EAGAIN,
-    ENOENT,
-    HVMSG_NONE,
-    HVMSG_TIMER_EXPIRED,
-    HVMSG_UNMAPPED_GPA,
-    MSG_PENDING,
-    SINT,
-    SINT_AUTO_EOI,
-    SINT_MASKED,
-    SLOT_SIZE,
-    TIMER_PAYLOAD_SIZE,
-    VECTOR,
-    Synic,
-    kvm_vcpu_write_guest_page,
-    notify_acked_sint_419,
-    raise_sint,
-    synic_deliver_msg,
-    synic_eom,
-    synic_set_simp,
-)
-from actors.synic_later import BESIDE, TODAY, deliver_msg_tlfs, send_msg_no_retry, stimer_notify_direct
-from actors.thread import Thread
+from actors import hrtimer, hv_guest, synic, synic_later, synic_mutants
+from actors.hrtimer import MOST_COUNTED
+from actors.hv_guest import UNSEEN
+from actors.hv_vcpu import HvVcpu
+from actors.synic import BEFORE, HVMSG_NONE, MSG_PENDING, SINT
+from actors.synic_later import BESIDE, TODAY, deliver_msg_tlfs
+from actors.synic_setups import HOLDS_A, build, slots_in_use
 from racevisor import Always, Claim, Monitor, Never, Scenario, Setup, Sometimes, Step, Variant, Violation, Vm
 
-
-# fmt: off
-# ---- mutants of the delivery: the same accesses in another order, or one missing
-async def m4_no_mark(me: Actor, synic: Synic, sint: int, message: str) -> int:
-    """A busy slot is not marked."""
-    if not await READ_ONCE(synic.simp):
-        return -ENOENT
-    if await READ_ONCE(synic.slots[sint].type) != HVMSG_NONE:
-        return -EAGAIN
-    await kvm_vcpu_write_guest_page(synic, sint * SLOT_SIZE, message)
-    return await raise_sint(me, synic, sint)
-
-async def m5_not_owed(me: Actor, stimer: HrTimer) -> None:
-    """stimer_expiration() that does not note down what it owes."""
-    if not await stimer.vm.calls.stimer_send_msg(me, stimer) and not stimer.periodic:
-        await WRITE_ONCE(stimer.enable, False)
-
-async def m7_no_kick(me: Actor, stimer: HrTimer, vcpu_kick: bool) -> None:
-    """stimer_mark_pending() that never kicks."""
-    await stimer_mark_pending(me, stimer, False)
-
-async def m9_acks_sint0(vcpu: HvVcpu) -> None:
-    """EOM acknowledges source 0 only."""
-    await vcpu.vm.calls.kvm_hv_notify_acked_sint(vcpu, 0)
-
-async def m10_irq_first(me: Actor, synic: Synic, sint: int, message: str) -> int:
-    """The interrupt before the message."""
-    if not await READ_ONCE(synic.simp):
-        return -ENOENT
-    slot = synic.slots[sint]
-    if await READ_ONCE(slot.type) != HVMSG_NONE:
-        await WRITE_ONCE(slot.flags, MSG_PENDING)
-        return -EAGAIN
-    r = await raise_sint(me, synic, sint)
-    if not r:
-        await kvm_vcpu_write_guest_page(synic, sint * SLOT_SIZE, message)
-    return r
-
-async def m10_irq_first_tlfs(me: Actor, synic: Synic, sint: int, message: str) -> int:
-    """The interrupt as soon as the slot is taken, in the order of the TLFS otherwise."""
-    if not await READ_ONCE(synic.simp):
-        return -ENOENT
-    slot = synic.slots[sint]
-    await WRITE_ONCE(slot.flags, MSG_PENDING)
-    await smp_mb()
-    if await cmpxchg(slot.type, HVMSG_NONE, HVMSG_TIMER_EXPIRED) != HVMSG_NONE:
-        return -EAGAIN
-    r = await raise_sint(me, synic, sint)
-    await WRITE_ONCE(slot.flags, 0)
-    await WRITE_ONCE(slot.size, TIMER_PAYLOAD_SIZE)
-    await WRITE_ONCE(slot.payload, message)
-    return r
-
-async def m11_one_byte(me: Actor, synic: Synic, sint: int, message: str) -> int:
-    """Of message_type, only the low byte is read."""
-    if not await READ_ONCE(synic.simp):
-        return -ENOENT
-    slot = synic.slots[sint]
-    if await READ_ONCE(slot.type) & 0xFF != HVMSG_NONE:
-        await WRITE_ONCE(slot.flags, MSG_PENDING)
-        return -EAGAIN
-    await kvm_vcpu_write_guest_page(synic, sint * SLOT_SIZE, message)
-    return await raise_sint(me, synic, sint)
-
-async def m12_offset(me: Actor, synic: Synic, sint: int, message: str) -> int:
-    """The slot is looked for at sint * 16."""
-    if not await READ_ONCE(synic.simp):
-        return -ENOENT
-    if await READ_ONCE(synic.cell_at(sint * 16)):
-        await WRITE_ONCE(synic.slots[sint].flags, MSG_PENDING)
-        return -EAGAIN
-    await kvm_vcpu_write_guest_page(synic, sint * 16, message)
-    return await raise_sint(me, synic, sint)
-
-async def m12_whole_slot(me: Actor, synic: Synic, sint: int, message: str) -> int:
-    """All 256 bytes are written."""
-    r = await synic_deliver_msg(me, synic, sint, message)
-    if r == 0:
-        await WRITE_ONCE(synic.slots[sint].tail, 0)
-    return r
-
-async def m13_flags_stay(me: Actor, synic: Synic, sint: int, message: str) -> int:
-    """A delivered message leaves the flags byte as it is."""
-    if not await READ_ONCE(synic.simp):
-        return -ENOENT
-    slot = synic.slots[sint]
-    if await READ_ONCE(slot.type) != HVMSG_NONE:
-        await WRITE_ONCE(slot.flags, MSG_PENDING)
-        return -EAGAIN
-    for cell, value in ((slot.type, HVMSG_TIMER_EXPIRED), (slot.size, TIMER_PAYLOAD_SIZE), (slot.payload, message)):
-        await WRITE_ONCE(cell, value)
-    return await raise_sint(me, synic, sint)
-
-async def m15_garbage(me: Actor, synic: Synic, sint: int, message: str) -> int:
-    """The reserved bits of the flags come from an uninitialised stack variable, as they do in the patch and in 6.16."""
-    if not await READ_ONCE(synic.simp):
-        return -ENOENT
-    slot = synic.slots[sint]
-    if await READ_ONCE(slot.type) != HVMSG_NONE:
-        await WRITE_ONCE(slot.flags, 0xA4 | MSG_PENDING)
-        return -EAGAIN
-    await kvm_vcpu_write_guest_page(synic, sint * SLOT_SIZE, message)
-    return await raise_sint(me, synic, sint)
-
-TLFS: dict[str, Callable[..., Any]] = {**BESIDE, "synic_deliver_msg": deliver_msg_tlfs}
-ACK_CLEARS: dict[str, Callable[..., Any]] = {"kvm_hv_notify_acked_sint": notify_acked_sint_419}
-
-async def no_mfence(cpu: GuestCpu, slot: Any, seen: int) -> bool:
-    """The guest's barrier is missing."""
-    await cpu.store(slot.type, HVMSG_NONE)
-    return True
-
-# ---- doubtful points: what would be right
-async def written_is_delivered(me: Actor, synic: Synic, sint: int, message: str) -> int:
-    """A message that is in the slot is not owed, even if its interrupt could not be raised."""
-    r = await synic_deliver_msg(me, synic, sint, message)
-    return r if r == -EAGAIN or not await READ_ONCE(synic.simp) else 0
-
-async def simp_retries(vcpu: HvVcpu, enable: bool) -> None:
-    """Enabling the message page retries what was owed while there was none."""
-    await synic_set_simp(vcpu, enable)
-    await synic_eom(vcpu)
-# fmt: on
-
-
-# ---- who runs
-
-HANDLERS = {"eoi_first": ("eoi", "take"), "auto_eoi": ("take",), "no_eom": ("take",), "two_timers": ("take",)}
-MAIN = {"masked": ("unmask", "take", "eom"), "simp_late": ("simp",)}
-TIMERS: dict[str, dict[str, Any]] = {
-    "two_timers": {"owes": True},
-    "no_eom": {"periodic": True},
-    "ap_waits": {"enable": False, "started": False},
-    "migration": {"enable": False, "started": False, "auto_enable": True, "past": True},
-}
+TLFS = {**BESIDE, "synic_deliver_msg": deliver_msg_tlfs}
+ACK_CLEARS = {"kvm_hv_notify_acked_sint": synic_mutants.m14_ack_clears}
 
 
 def never(*setups: str) -> dict[str, Claim]:
@@ -220,9 +55,225 @@ def sometimes(*setups: str, word: Claim = Sometimes) -> dict[str, Claim]:
     return dict.fromkeys(setups, word)
 
 
-WEAK = {"tso": Sometimes, "pso": Sometimes}
+WEAK: Claim = {"tso": Sometimes, "pso": Sometimes}
 DEFAULTS = ("page_walk", "eoi_first", "eoi_last", "auto_eoi", "two_timers", "busy")  # where the patch as it is never fails
 QUIET = never("ap_waits")  # beside the guest, a timer that is marked makes no vCPU runnable
+
+#: pso orders set_bit() of the dirty bitmap after nothing; x86 does, and 4.19 raises the interrupt in between
+UNORDERED: dict[str, Claim] = {"dirty_log": {"pso": Sometimes}}
+FULL = ("tlfs", "S-M1", "S-M2", "S-M4", "S-M14", "S-M14b")
+
+#: Later fixes one by one, mends and mutants that concern one thing only: the set-ups in which they are searched.
+SPECIAL = {
+    "init": ("ap_waits", "migration"),
+    "restore": ("ap_waits", "migration"),
+    "lapic": ("no_lapic",),
+    "direct_lapic": ("no_lapic",),
+    "synic1": ("simp_again", "simp_late"),
+    "S-2": ("page_read", "crash", "busy"),
+    "S-7e": ("memslot_moves",),
+    "S-7e_mb": ("memslot_moves",),
+    "S-7f": ("dirty_log",),
+    "S-7f_early": ("dirty_log",),
+    "S-8": ("disabled", "busy"),
+    "S-M5b": ("eoi_first", "auto_eoi"),
+    "S-M10c": ("busy",),
+    "S-M13b": ("auto_eoi",),
+    "S-M13c": ("auto_eoi",),
+    "S-GP": ("bad_vector",),
+}
+
+VARIANTS = {
+    "before": Variant(
+        "4.19: the slot is taken by cmpxchg, marked after that failed", BEFORE, sometimes("page_walk", "page_poll")
+    ),
+    "after": Variant("the patch: look, then write; only right because the guest does not run meanwhile", claims=UNORDERED),
+    "no_retry": Variant(
+        "7deec5e0df74, 5.0: a periodic tick that finds the slot busy is dropped",
+        {"stimer_send_msg": synic_later.send_msg_no_retry},
+        never("no_eom"),
+    ),
+    "direct": Variant(
+        "8644f771e07c, 5.0, direct mode: an interrupt and no message",
+        {"stimer_send_msg": synic_later.stimer_notify_direct},
+        never("no_eom", "crash", "masked", "simp_late", "migration", "disabled"),
+    ),
+    "direct_lapic": Variant(
+        "direct mode asks for a LAPIC", {"stimer_send_msg": synic_later.notify_direct_if_lapic}, never("no_lapic")
+    ),
+    "init": Variant(
+        "013cc6ebbf41, 5.0: a disabled timer is not marked",
+        {"stimer_mark_if_enabled": synic_later.mark_if_enabled},
+        never("ap_waits"),
+    ),
+    "restore": Variant(
+        "d6800af51c76: a count that userspace writes enables nothing",
+        {"stimer_count_enables": synic_later.only_the_guest_enables},
+        never("migration"),
+    ),
+    "lapic": Variant(
+        "7ec37d1cbe17: no interrupt without a LAPIC", {"synic_set_irq": synic_later.set_irq_if_lapic}, never("no_lapic")
+    ),
+    "today": Variant(
+        "6.16: all of the later fixes", TODAY, {**never("no_eom", "ap_waits", "migration", "no_lapic"), **UNORDERED}
+    ),
+    "synic1": Variant(
+        "KVM_CAP_HYPERV_SYNIC: enabling the page zeroes it",
+        {"synic_set_simp": synic_later.simp_zeroes},
+        sometimes("simp_again", word=Always),
+    ),
+    "tlfs": Variant("beside the guest, in the order of the specification", TLFS, {**sometimes("two_timers"), **QUIET}),
+    "S-M1": Variant(
+        "the patch, called beside the guest",
+        BESIDE,
+        {**sometimes("eoi_first", "auto_eoi", "two_timers"), "eoi_last": WEAK, **QUIET},
+    ),
+    "S-M2": Variant(
+        "4.19, called beside the guest",
+        {**BEFORE, **BESIDE, **ACK_CLEARS},
+        {**sometimes("page_walk", "page_poll", "eoi_first", "auto_eoi", "two_timers", "full"), **QUIET},
+    ),
+    "S-M3": Variant(
+        "tlfs, and the guest has no barrier",
+        {**TLFS, "guest_empty_slot": synic_mutants.no_mfence},
+        {"auto_eoi": WEAK, **sometimes("two_timers"), **QUIET},
+    ),
+    "S-M3v": Variant("after, and the guest has no barrier: VM exit is one", {"guest_empty_slot": synic_mutants.no_mfence}),
+    "S-M4": Variant(
+        "a busy slot is not marked",
+        {"synic_deliver_msg": synic_mutants.m4_no_mark},
+        {**sometimes("eoi_first", "auto_eoi"), **sometimes("two_timers", "full", word=Always)},
+    ),
+    "S-M5": Variant(
+        "that a message is owed is not noted down",
+        {"stimer_expiration": synic_mutants.m5_not_owed},
+        {**sometimes("eoi_first", "eoi_last", "auto_eoi"), "no_eom": Never},
+    ),
+    "S-M5b": Variant(
+        "after an attempt nothing is owed", {"stimer_expiration": synic_mutants.m5_forgets}, sometimes("eoi_first", "auto_eoi")
+    ),
+    "S-M7": Variant(
+        "the timer does not kick the vCPU",
+        {"stimer_mark_pending": synic_mutants.m7_no_kick},
+        {**sometimes("page_walk", "eoi_first", "eoi_last", "auto_eoi", "busy"), "no_eom": Always},
+    ),
+    "S-M9": Variant(
+        "EOM acknowledges source 0 only",
+        {"synic_eom": synic_mutants.m9_acks_sint0},
+        {**sometimes("eoi_first", "auto_eoi"), **sometimes("two_timers", "two_sints", word=Always)},
+    ),
+    "S-M10": Variant(
+        "the interrupt before the message: harmless, and mends S-7c",
+        {"synic_deliver_msg": synic_mutants.m10_irq_first},
+        never("masked"),
+    ),
+    "S-M10b": Variant(
+        "tlfs, the interrupt before the message",
+        {**TLFS, "synic_deliver_msg": synic_mutants.m10_irq_first_tlfs},
+        {**sometimes(*DEFAULTS), **QUIET},
+    ),
+    "S-M10c": Variant(
+        "S-M1, the interrupt before the message",
+        {**BESIDE, "synic_deliver_msg": synic_mutants.m10_irq_first},
+        sometimes("busy"),
+    ),
+    "S-M11": Variant(
+        "one byte of message_type is read", {"synic_deliver_msg": synic_mutants.m11_one_byte}, sometimes("auto_eoi")
+    ),
+    "S-M12": Variant(
+        "the slot is looked for at sint * 16",
+        {"synic_deliver_msg": synic_mutants.m12_offset},
+        sometimes(*DEFAULTS, "no_eom", "crash", "masked", "simp_late", "two_sints", word=Always),
+    ),
+    "S-M12b": Variant("all 256 bytes of the slot are written: harmless", {"synic_deliver_msg": synic_mutants.m12_whole_slot}),
+    "S-M13": Variant(
+        "delivery leaves the flags: harmless, one more EOM a message", {"synic_deliver_msg": synic_mutants.m13_flags_stay}
+    ),
+    "S-M13b": Variant(
+        "S-M13, and the guest writes EOM until the bit is clear",
+        {"synic_deliver_msg": synic_mutants.m13_flags_stay, "guest_signal_eom": hv_guest.asks_on},
+        sometimes("auto_eoi"),
+    ),
+    "S-M13c": Variant("only that guest: harmless", {"guest_signal_eom": hv_guest.asks_on}),
+    "S-M14": Variant("an acknowledgement clears the pending bit: harmless", ACK_CLEARS),
+    "S-M14b": Variant(
+        "S-3: tlfs, an acknowledgement clears the pending bit",
+        {**TLFS, **ACK_CLEARS},
+        {"eoi_first": WEAK, **sometimes("two_timers", "full"), **QUIET},
+    ),
+    "S-M15": Variant(
+        "garbage in the reserved flags, as in the kernel: harmless", {"synic_deliver_msg": synic_mutants.m15_garbage}
+    ),
+    "S-2": Variant("the type of a message is stored last", {"synic_deliver_msg": synic_later.type_last}, never("page_read")),
+    "S-7c": Variant(
+        "a message that is written is delivered, interrupt or not",
+        {"synic_deliver_msg": synic_later.written_is_delivered},
+        never("masked"),
+    ),
+    "S-7d": Variant(
+        "enabling the message page retries what is owed", {"synic_set_simp": synic_later.simp_retries}, never("simp_late")
+    ),
+    "S-7e": Variant("new memslots retry what is owed", {"memslot_is_back": synic_later.memslot_retries}, {"memslot_moves": WEAK}),
+    "S-7e_mb": Variant(
+        "S-7e, with a barrier between owing and looking",
+        {"memslot_is_back": synic_later.memslot_retries, "stimer_expiration": synic_later.owes_before_it_looks},
+        never("memslot_moves"),
+    ),
+    "S-7f": Variant(
+        "delivery does not mark the page dirty",
+        {"mark_page_dirty": synic_mutants.never_dirty},
+        sometimes("dirty_log", word=Always),
+    ),
+    "S-7f_early": Variant(
+        "the page is marked dirty before it is written",
+        {"synic_deliver_msg": synic_mutants.dirty_first},
+        sometimes("dirty_log"),
+    ),
+    "S-8": Variant("delivery asks for SCONTROL.enable", {"synic_deliver_msg": synic_later.asks_scontrol}, never("disabled")),
+    "S-GP": Variant("a SINT takes any vector", {"synic_set_sint": synic_mutants.any_vector}, sometimes("bad_vector")),
+}
+
+
+def general(name: str, about: str) -> dict[str, Setup]:
+    """A set-up for every variant that is not special to others."""
+    return {name: Setup(about, tuple(v for v in VARIANTS if v not in SPECIAL or name in SPECIAL[v]))}
+
+
+def special(name: str, about: str, *variants: str) -> dict[str, Setup]:
+    """A set-up for both versions, for the variants that are special to it, and for these."""
+    return {name: Setup(about, ("before", "after", *variants, *(v for v, where in SPECIAL.items() if name in where)))}
+
+
+SETUPS = {
+    **general("page_walk", "the slot is empty and a timer expires; vCPU1 empties vCPU0's page, as a dying guest does"),
+    **special("page_poll", "page_walk, and vCPU1 polls until there is a message", "today", "S-M2"),
+    **special("page_read", "page_poll, and vCPU1 copies the payload before it empties the slot", "today", "tlfs"),
+    **general("eoi_first", "the slot holds A1, a timer owes B1; the handler writes EOI, then takes (Linux VMBus)"),
+    **general("eoi_last", "the same, the handler takes, then writes EOI (kvm-unit-tests)"),
+    **general("auto_eoi", "the same, the source is auto-EOI, and A1 is of type 0x80000000"),
+    **general("no_eom", "auto_eoi, the timer is periodic, and the guest never looks at the pending bit"),
+    **special("full", "eoi_first, and the handler never takes", *FULL),
+    **general("two_timers", "auto-EOI, the slot holds A1, and two timers owe B1 and C1 already"),
+    **special("two_sints", "two_timers, and C1 is for slot 15, which holds D1", "S-M9", "S-M12", "S-M12b"),
+    **general("busy", "the slot is empty and a timer expires; the guest computes and never exits by itself"),
+    **general("crash", "the slot holds A1, a timer owes B1; vCPU0 is dead, vCPU1 reads its page and writes EOM"),
+    **general("masked", "a timer expires while its source is masked or just after; the guest unmasks, takes, and writes EOM"),
+    **special("bad_vector", "the guest gives the source vector 5 (#GP); a timer expires before or after that"),
+    **special("disabled", "a timer expires before or after the guest clears SCONTROL.enable", "direct"),
+    **general("simp_late", "a timer expires before or after the guest enables its message page"),
+    **special("simp_again", "the slot holds A1, a timer has expired; the guest enables its message page again, then takes"),
+    **special("memslot_moves", "a timer has expired; userspace moves the memslot of the message page", "today"),
+    **special(
+        "dirty_log", "a timer has expired; userspace copies the message page for migration; the handler only EOIs", "today"
+    ),
+    **general("ap_waits", "userspace zeroes STIMER0_CONFIG of a vCPU that waits for INIT"),
+    **general("migration", "an auto-enable timer whose message was taken is restored: CONFIG, then COUNT"),
+    **special("no_lapic", "a timer has expired, and userspace emulates the LAPIC", "today", "direct"),
+}
+
+
+#: Where a slot that stays full, or a message that is not taken, says nothing
+NOT_TAKEN = ("crash", "ap_waits", "migration", "no_lapic", "disabled", "full", "dirty_log")
 
 
 def target(vm: Vm) -> HvVcpu:
@@ -248,7 +299,7 @@ class NotOverwritten(Monitor):
         elif self.ghost["unread"]:
             return Violation(self.check, f"{step.thread} writes {step.after} over {step.before}, which nobody took", (step.n,))
         else:
-            self.ghost["unread"] = True
+            self.ghost["unread"] = step.after != ""
         return None
 
 
@@ -274,14 +325,54 @@ class NotTakenTwice(Monitor):
 
 
 class SlotsApart(Monitor):
-    """Delivery to one slot changes nothing in another one.  Watches all of slot 0."""
+    """Delivery changes nothing in the slots that no timer is bound to.  Watches all of them."""
 
     check = "S-I4"
 
     def on_step(self, step: Step) -> Violation | None:
         if step.before != step.after:
             assert step.cell is not None
-            return Violation(self.check, f"{step.thread} changes {step.cell.name} with a message for slot {SINT}", (step.n,))
+            return Violation(self.check, f"{step.thread} changes {step.cell.name}, for which there is no message", (step.n,))
+        return None
+
+
+class EagainIsMarked(Monitor):
+    """A delivery that found the slot busy returns -EAGAIN with the slot marked; its caller then looks at the timer's enable.
+
+    Watches type, flags, and the timer's enable.  A mark that is still in a store buffer at the return is not judged; one that
+    was never made is seen at the end.
+    """
+
+    check = "S-I5"
+
+    def on_step(self, step: Step) -> Violation | None:
+        kind, flags, enable = self.watches
+        thread = step.thread
+        if step.cell is kind:
+            self.ghost[f"{thread} refused"] = step.before != HVMSG_NONE
+        elif step.cell is flags:
+            if step.writes:
+                self.where["changed"] = step.n
+                if step.after & MSG_PENDING:
+                    self.ghost[f"{thread} marked"] = True
+                else:
+                    self.ghost.pop(f"{thread} marked", None)  # its own, as an acknowledgement
+        elif step.cell is enable:
+            refused, marked = (self.ghost.pop(f"{thread} {word}", False) for word in ("refused", "marked"))
+            if refused and marked and not flags.value & MSG_PENDING:
+                return Violation(self.check, f"{thread} returns -EAGAIN, and its mark is gone", (self.where["changed"], step.n))
+        return None
+
+
+class NotWhileDisabled(Monitor):
+    """No message is put into a slot while the guest has the SynIC disabled.  Watches type, reads SCONTROL."""
+
+    check = "S-8"
+
+    def on_step(self, step: Step) -> Violation | None:
+        (scontrol,) = self.reads
+        if step.writes and step.after != HVMSG_NONE and not scontrol.value:
+            return Violation(self.check, f"{step.thread} delivers a message though SCONTROL.enable is clear", (step.n,))
         return None
 
 
@@ -291,165 +382,41 @@ class SynicMessage(Scenario):
     name = "synic_message"
     live = "page_poll"  # vCPU1 is not done before the message is there
     patch = "3a0e7731724f x86: kvm: hyperv: simplify SynIC message delivery (2018)"
-    functions = {**hrtimer.FUNCTIONS, **synic.FUNCTIONS, **hv_vcpu.FUNCTIONS}
-    setups = {
-        "page_walk": Setup("the slot is empty and a timer expires; vCPU1 empties vCPU0's page, as a dying guest does"),
-        "page_poll": Setup("page_walk, and vCPU1 polls until there is a message", ("before", "after", "today")),
-        "eoi_first": Setup("the slot holds A1, a timer owes B1; the handler writes EOI, then takes (Linux VMBus)"),
-        "eoi_last": Setup("the same, the handler takes, then writes EOI (kvm-unit-tests)"),
-        "auto_eoi": Setup("the same, the source is auto-EOI, and A1 is of type 0x80000000"),
-        "no_eom": Setup("auto_eoi, the timer is periodic, and the guest never looks at the pending bit"),
-        "two_timers": Setup("auto-EOI, the slot holds A1, and two timers owe B1 and C1 already"),
-        "busy": Setup("the slot is empty and a timer expires; the guest computes and never exits by itself"),
-        "crash": Setup("the slot holds A1, a timer owes B1; vCPU0 is dead, vCPU1 reads its page and writes EOM"),
-        "masked": Setup("a timer expires while its source is masked or just after; the guest unmasks, takes, and writes EOM"),
-        "simp_late": Setup("a timer expires before or after the guest enables its message page"),
-        "ap_waits": Setup("userspace zeroes STIMER0_CONFIG of a vCPU that waits for INIT"),
-        "migration": Setup("an auto-enable timer whose message was taken is restored: CONFIG, then COUNT"),
-    }
+    functions = {**hrtimer.FUNCTIONS, **synic.FUNCTIONS, **hv_guest.FUNCTIONS}
+    setups = SETUPS
+    variants = VARIANTS
     #: what no version of the delivery copes with, and what later patches fixed
     claims = {
-        "ap_waits": Always, "migration": Always, **dict.fromkeys(("no_eom", "crash", "masked", "simp_late"), Sometimes),
+        **dict.fromkeys(("ap_waits", "migration", "no_lapic"), Always),
+        **dict.fromkeys(("page_read", "no_eom", "crash", "masked", "disabled", "simp_late", "memslot_moves"), Sometimes),
     }  # fmt: skip
-    variants = {
-        "before": Variant(
-            "4.19: the slot is taken by cmpxchg, marked after that failed", BEFORE, sometimes("page_walk", "page_poll")
-        ),
-        "after": Variant("the patch: look, then write; only right because the guest does not run meanwhile"),
-        "no_retry": Variant(
-            "5.0: a periodic tick that finds the slot busy is dropped", {"stimer_send_msg": send_msg_no_retry}, {"no_eom": Never}
-        ),
-        "direct": Variant(
-            "5.0, direct mode: an interrupt and no message",
-            {"stimer_send_msg": stimer_notify_direct},
-            never("no_eom", "crash", "masked", "simp_late", "migration"),
-        ),
-        "today": Variant("6.16: all of the later fixes", TODAY, never("no_eom", "ap_waits", "migration")),
-        "tlfs": Variant("beside the guest, in the order of the specification", TLFS, {**sometimes("two_timers"), **QUIET}),
-        "S-M1": Variant(
-            "the patch, called beside the guest",
-            BESIDE,
-            {**sometimes("eoi_first", "auto_eoi", "two_timers"), "eoi_last": WEAK, **QUIET},
-        ),
-        "S-M2": Variant(
-            "4.19, called beside the guest",
-            {**BEFORE, **BESIDE},
-            {**sometimes("page_walk", "eoi_first", "auto_eoi", "two_timers"), **QUIET},
-        ),
-        "S-M3": Variant(
-            "tlfs, and the guest has no barrier",
-            {**TLFS, "guest_empty_slot": no_mfence},
-            {"auto_eoi": WEAK, **sometimes("two_timers"), **QUIET},
-        ),
-        "S-M3v": Variant("after, and the guest has no barrier: VM exit is one", {"guest_empty_slot": no_mfence}),
-        "S-M4": Variant(
-            "a busy slot is not marked",
-            {"synic_deliver_msg": m4_no_mark},
-            {**sometimes("eoi_first", "auto_eoi"), "two_timers": Always},
-        ),
-        "S-M5": Variant(
-            "that a message is owed is not noted down",
-            {"stimer_expiration": m5_not_owed},
-            {**sometimes("eoi_first", "eoi_last", "auto_eoi"), "no_eom": Never},
-        ),
-        "S-M7": Variant(
-            "the timer does not kick the vCPU",
-            {"stimer_mark_pending": m7_no_kick},
-            {**sometimes("page_walk", "eoi_first", "eoi_last", "auto_eoi", "busy"), "no_eom": Always},
-        ),
-        "S-M9": Variant(
-            "EOM acknowledges source 0 only",
-            {"synic_eom": m9_acks_sint0},
-            {**sometimes("eoi_first", "auto_eoi"), "two_timers": Always},
-        ),
-        "S-M10": Variant(
-            "the interrupt before the message: harmless, and mends S-7c", {"synic_deliver_msg": m10_irq_first}, never("masked")
-        ),
-        "S-M10b": Variant(
-            "tlfs, the interrupt before the message",
-            {**TLFS, "synic_deliver_msg": m10_irq_first_tlfs},
-            {**sometimes(*DEFAULTS), **QUIET},
-        ),
-        "S-M11": Variant("one byte of message_type is read", {"synic_deliver_msg": m11_one_byte}, sometimes("auto_eoi")),
-        "S-M12": Variant(
-            "the slot is looked for at sint * 16",
-            {"synic_deliver_msg": m12_offset},
-            sometimes(*DEFAULTS, "no_eom", "crash", "masked", "simp_late", word=Always),
-        ),
-        "S-M12b": Variant("all 256 bytes of the slot are written: harmless", {"synic_deliver_msg": m12_whole_slot}),
-        "S-M13": Variant("delivery leaves the flags: harmless", {"synic_deliver_msg": m13_flags_stay}),
-        "S-M14": Variant("an acknowledgement clears the pending bit: harmless", ACK_CLEARS),
-        "S-M14b": Variant(
-            "tlfs, an acknowledgement clears the pending bit",
-            {**TLFS, **ACK_CLEARS},
-            {"eoi_first": WEAK, **sometimes("two_timers"), **QUIET},
-        ),
-        "S-M15": Variant("garbage in the reserved flags, as in the kernel: harmless", {"synic_deliver_msg": m15_garbage}),
-        "S-7c": Variant(
-            "a message that is written is delivered, interrupt or not",
-            {"synic_deliver_msg": written_is_delivered},
-            never("masked"),
-        ),
-        "S-7d": Variant("enabling the message page retries what is owed", {"synic_set_simp": simp_retries}, never("simp_late")),
-    }
 
     def build(self, vm: Vm, setup: str) -> None:
-        """One vCPU with its SynIC, one timer or two, and perhaps another vCPU that touches the page."""
-        auto = setup in ("auto_eoi", "no_eom", "two_timers")
-        register = VECTOR | (SINT_AUTO_EOI if auto else SINT_MASKED if setup == "masked" else 0)
-        synic = Synic(vm, "synic0", {0: VECTOR | SINT_MASKED, SINT: register})
-        vcpu = HvVcpu(vm, 0, synic, (VECTOR,))
-        vcpu.handler = taker(vcpu, *HANDLERS.get(setup, ("take", "eoi")))
-        computes = setup in ("page_walk", "page_poll", "busy", "eoi_first", "eoi_last", "auto_eoi", "no_eom", "two_timers")
-        vcpu.main = computing if computes else before_idle(vcpu, *MAIN.get(setup, ()))
-        synic.simp.init = setup != "simp_late"
-        HrTimer(vm, "timer0", vcpu, SINT, "B", **TIMERS.get(setup, {}))
-        if setup == "two_timers":
-            HrTimer(vm, "timer1", vcpu, SINT, "C", owes=True)
-            synic.slots[SINT].flags.init = MSG_PENDING
-        if self.holds_a(setup):
-            slot = synic.slots[SINT]
-            slot.payload.init = "A1"
-            slot.type.init = HVMSG_UNMAPPED_GPA if setup == "auto_eoi" else HVMSG_TIMER_EXPIRED
-            if setup != "crash":
-                vcpu.apic.irr[VECTOR >> 5].init = 1 << (VECTOR & 31)
-                vcpu.apic.irr_pending.init = True
-                vcpu.requests.init = 1 << 11
-        if setup in ("page_walk", "page_poll", "eoi_first"):
-            vcpu.empty_slot = guest_cmpxchg_slot
-        elif setup == "no_eom":
-            vcpu.signal_eom = never_looks
-        if setup in ("page_walk", "page_poll"):
-            Thread(vm, "vcpu1", walk_page if setup == "page_walk" else poll_page, taken=())
-        elif setup == "crash":
-            vcpu.handler = taker(vcpu)
-            Thread(vm, "vcpu1", read_and_eom, taken=())
-        elif setup == "ap_waits":
-            vcpu.prologue, vcpu.uninitialized = zero_config, True
-        elif setup == "migration":
-            vcpu.prologue = restore_timer
-
-    def holds_a(self, setup: str) -> bool:
-        """Does the slot hold A1 to begin with?"""
-        return setup in ("eoi_first", "eoi_last", "auto_eoi", "no_eom", "crash", "two_timers")
+        """One vCPU with its SynIC, one timer or two, and perhaps another thread that touches the page or what it is in."""
+        build(vm, setup)
 
     def sent(self, vm: Vm) -> int:
         """How many messages there are for the guest to take."""
-        timers = [a for a in vm.actors if isinstance(a, HrTimer)]
+        timers = target(vm).stimers
         fresh = sum(t.ticks for t in timers) if vm.setup not in ("ap_waits", "migration") else 0
-        if vm.calls.stimer_send_msg is stimer_notify_direct:
+        if vm.calls.stimer_send_msg in (synic_later.stimer_notify_direct, synic_later.notify_direct_if_lapic):
             fresh = 0
-        return fresh + self.holds_a(vm.setup)
+        return fresh + (len(slots_in_use(target(vm))) if vm.setup in HOLDS_A else 0)
 
     def monitors(self, vm: Vm) -> list[Monitor]:
         """Safety."""
-        synic = target(vm).synic
-        slot = synic.slots[SINT]
-        return [
-            NotOverwritten((slot.type, slot.payload), unread=bool(slot.type.init)),
-            NotTakenTwice((slot.type,), sent=self.sent(vm), taken=0),
-            SlotsApart(synic.slots[0].cells.values()),
-        ]
+        vcpu = target(vm)
+        slots = slots_in_use(vcpu)
+        others = [cell for slot in vcpu.synic.slots.values() if slot not in slots for cell in slot.cells.values()]
+        found: list[Monitor] = [SlotsApart(others)]
+        for slot in slots:
+            found.append(NotOverwritten((slot.type, slot.payload), unread=bool(slot.type.init)))
+            found.append(NotTakenTwice((slot.type,), sent=self.sent(vm) // len(slots), taken=0))
+        if vm.setup == "full":
+            found.append(EagainIsMarked((slots[0].type, slots[0].flags, vcpu.stimers[0].enable)))
+        elif vm.setup == "disabled":
+            found.append(NotWhileDisabled((slots[0].type,), reads=(vcpu.synic.scontrol,)))
+        return found
 
     def stuck(self, vm: Vm) -> list[Violation]:
         """Liveness."""
@@ -461,25 +428,52 @@ class SynicMessage(Scenario):
         taken = [m for actor in vm.actors for m in getattr(actor, "taken", ())]
         slot = vcpu.synic.slots[SINT]
         if len({m for m in taken if m != UNSEEN}) < sum(m != UNSEEN for m in taken) or "" in taken:
-            yield Violation("S-I2", f"a message was taken with another one's payload: {', '.join(taken)}")
+            yield Violation("S-I2", f"a message was taken with another one's payload: {', '.join(m or 'nothing' for m in taken)}")
+        if vcpu.oops.value:
+            yield Violation("S-L5", "NULL pointer: an interrupt for a LAPIC that is not in the kernel")
         if vcpu.eagain:
             yield Violation("S-L4", f"KVM_RUN of {vcpu.name} returns -EAGAIN again and again, and no INIT has come")
+        refused = vcpu.refused + sum(t.refused + t.msg_pending.init for t in vcpu.stimers)
+        if vcpu.eoms > refused + len(vcpu.taken) and refused < MOST_COUNTED and vm.setup != "masked":  # EOM unasked
+            text = f"{vcpu.name} wrote EOM {vcpu.eoms} times for {len(vcpu.taken)} messages and {refused} times -EAGAIN"
+            yield Violation("S-L3", text)
         owed = [t for t in vcpu.stimers if t.msg_pending.value and t.enable.value]
         for timer in vcpu.stimers:
             if vcpu.stimer_pending_bitmap.value >> timer.index & 1:
                 yield Violation("S-L1", f"{timer.name} asks for service and {vcpu.name} does not look")
-        pending = "set" if slot.flags.value & MSG_PENDING else "clear"
-        for timer in owed if slot.type.value == HVMSG_NONE else ():
-            text = f"{timer.name} owes its message for ever: the slot is empty, its pending bit {pending}, and nobody retries"
-            yield Violation("S-L2", text)
-        if vm.setup in ("crash", "ap_waits", "migration"):
+        for timer in owed if vm.setup not in ("disabled", "no_lapic") else ():
+            its = vcpu.synic.slots[timer.sint]
+            pending = "set" if its.flags.value & MSG_PENDING else "clear"
+            if its.type.value == HVMSG_NONE:
+                text = f"{timer.name} owes its message for ever: the slot is empty, its pending bit {pending}, and nobody retries"
+                yield Violation("S-L2", text)
+            elif vm.setup == "full" and pending == "clear":
+                yield Violation("S-I5", f"{timer.name} owes its message, the slot is full, and its pending bit is clear")
+        if vm.setup == "dirty_log" and not vcpu.synic.dirty.value and self.page(vm) != self.copied(vm):
+            yield Violation("S-7f", f"the page is not dirty, and its copy lacks {slot.payload.value}")
+        if vm.setup in NOT_TAKEN:
             return
         if slot.type.value != HVMSG_NONE:
             yield Violation("S-L1", f"{slot.payload.value} stays in its slot: no interrupt tells the guest")
         elif not owed and len(taken) < self.sent(vm) and not any(t.periodic for t in vcpu.stimers):
             yield Violation("S-L1", f"a message was lost: the guest took {', '.join(taken) or 'none'}")
 
+    def page(self, vm: Vm) -> tuple[Any, ...]:
+        """What there is to copy."""
+        slot = target(vm).synic.slots[SINT]
+        return (slot.type.value, slot.flags.value, slot.payload.value)
+
+    def copied(self, vm: Vm) -> tuple[Any, ...]:
+        """What userspace has copied."""
+        copied: tuple[Any, ...] = vars(vm.by_name["userspace"])["copied"]
+        return copied
+
     def outcome(self, vm: Vm) -> str:
-        """Who took which messages, and how often the guest asked for more."""
+        """Who took which messages, how often the guest asked for more; what the dirty log will say."""
+        vcpu = target(vm)
         took = "; ".join(f"{a.name} took {', '.join(a.taken) or 'nothing'}" for a in vm.actors if hasattr(a, "taken"))
-        return f"{took}; {target(vm).eoms} EOM"
+        text = f"{took}; {vcpu.eoms} EOM" + (f"; {vcpu.faults} #GP" if vm.setup == "bad_vector" else "")
+        if vm.setup != "dirty_log":
+            return text
+        copy = "copy complete" if self.page(vm) == self.copied(vm) else "copy old"
+        return f"{text}; {copy}, page {'dirty' if vcpu.synic.dirty.value else 'clean'}"

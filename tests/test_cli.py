@@ -118,7 +118,7 @@ GENERIC = {
     ("vcpu_requests", "V-M4"): [  # a function that another one made
         r"made with accesses = 'irq_off, check, mode, mb, sync':",
         r"1\. irq_off +local_irq_disable\(vcpu\)",
-        r"2\. check +kvm_vcpu_exit_request\(\): The last check before VM entry",
+        r"2\. check +vcpu.vm.calls.kvm_vcpu_exit_request\(vcpu\)",
         r"3\. mode +WRITE_ONCE\(vcpu.mode, IN_GUEST_MODE\)",
         r"async def enter_in_order\(",
     ],
