@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -51,8 +52,13 @@ class LiveOptions:
     vms: int = 1
     #: sockets or ray
     transport: str = "sockets"
-    #: number of the first round
+    #: number of the first round, and how many rounds were finished before
     first: int = 0
+    finished: int = 0
+    #: seconds after which no more rounds begin; None: `rounds` decides
+    duration: float | None = None
+    #: bound the size of the driver's log: older rounds are dropped
+    bounded_log: bool = False
     #: keep what is needed to hold a round against the World; False only to measure what that costs
     recording: bool = True
     #: steps are granted one by one
@@ -129,7 +135,7 @@ class LiveRun:
     def __enter__(self) -> LiveRun:
         try:
             if self.log_dir is not None:
-                self.events = EventLog(self.log_dir, "driver", debug=self.options.debug_steps)
+                self.events = EventLog(self.log_dir, "driver", debug=self.options.debug_steps, bounded=self.options.bounded_log)
             self._know(self.case)
             self.session.open()
             options = self.options
@@ -203,6 +209,8 @@ class LiveRun:
         assert hosts is not None and hosts.conductor is not None and hosts.wire is not None
         conductor, wire = hosts.conductor, hosts.wire
         self._next, self._left = options.first, options.rounds
+        self._deadline = time.perf_counter() + options.duration if options.duration is not None else math.inf
+        self._finished = options.finished
         deaths = 0
         conductor.abort()  # of an earlier call that was left
         for vm in range(options.vms):
@@ -225,7 +233,8 @@ class LiveRun:
             raise type(error)(f"{error}\n  in {self.case}") from error
 
     def _begin(self, conductor: Conductor, vm: int) -> None:
-        if self._left > 0:
+        late = time.perf_counter() >= self._deadline and self._next > self.options.first
+        if self._left > 0 and not late:
             self._left -= 1
             conductor.begin(vm, self._next)
             self._next += 1
@@ -272,12 +281,14 @@ class LiveRun:
         outcome = str(execution.outcome) if execution.outcome is not None else execution.status
         messages = sum(report.said for report in done.reports)
         crossed = sum(report.crossed for report in done.reports)
+        self._finished += 1
         played = Round(number, outcome, execution.violations, execution.status, done.seconds, messages, crossed, execution)
         if self.events is not None:
             self.events.info(
                 "round",
                 run=self.run,
                 round=number,
+                count=self._finished,
                 actor="",
                 step=len(records),
                 clock=records[-1][0] if records else 0,

@@ -257,6 +257,42 @@ def run(**options: Any) -> int:
     return run_live(LiveOptions, LiveRun, **options)
 
 
+@cli.command()
+@click.argument("name", required=False)
+@click.option("--variant", metavar="V", help="The version of the code to run.  [default: the scenario's first variant]")
+@click.option("--setup", metavar="S", help="Who runs.  [default: the first set-up in which it is claimed to go wrong]")
+@click.option("--memory", default="tso", show_default=True, metavar="M", help="Memory model: sc, tso (x86) or pso.")
+@click.option(
+    "--vcpus", type=click.IntRange(1), metavar="N", help="How many vCPUs.  [default: 64, or what the scenario can have]"
+)
+@click.option("--duration", metavar="T", help="For how long rounds begin: 90s, 10m, 1.5h.  [default: 60s, unless --rounds]")
+@click.option("--rounds", type=click.IntRange(1), help="Or until so many are played.")
+@_live
+@click.option(
+    "--dir",
+    "directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where counts, log and traces go.  [default: a new directory below runs/NAME]",
+)
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Go on with what was interrupted there; --duration and --rounds count from its very beginning.",
+)
+@_full
+@click.option("--json", "json_", is_flag=True, help="One JSON object on standard output, and nothing else there.")
+def stress(**options: Any) -> int:
+    """Play rounds live on Ray until the time is up: many vCPUs, many machines at a time, through faults.
+
+    The directory holds the counts, a log of all rounds, bounded in size, and the traces of the first bad rounds.
+    """
+    from cluster.live import LiveOptions, LiveRun
+    from racevisor.commands.stress import stress as run_stress
+
+    return run_stress(LiveOptions, LiveRun, **options)
+
+
 # ---- how it ends ----------------------------------------------------------------------------------------------------------
 
 

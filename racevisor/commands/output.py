@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -150,9 +151,12 @@ def trace_name(case: Case, suffix: str = "") -> str:
 
 
 class Meter:
-    """Progress on standard error: only on a terminal, only once something has taken a second, at most five times a second."""
+    """Progress on standard error: on a terminal once something has taken a second, at most five times a second.
 
-    def __init__(self, what: str, of: int | None, unit: str) -> None:
+    Where it is no terminal there is none, or a line every `plain` seconds.
+    """
+
+    def __init__(self, what: str, of: int | None, unit: str, plain: float | None = None) -> None:
         self._console = Console(stderr=True, highlight=False, markup=False)
         text = TextColumn("{task.fields[text]}")
         bar = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn())
@@ -165,7 +169,10 @@ class Meter:
             refresh_per_second=REFRESH,
         )
         self._next = 0.0
+        self._begun = 0.0
         self._unit = unit
+        self._what = what
+        self._plain = plain if not self._console.is_terminal or self._console.is_dumb_terminal else None
         self._task = self._progress.add_task(what, total=of, text="")
         self._timer = threading.Timer(1.0, self._progress.start)
         self._timer.daemon = True
@@ -192,12 +199,20 @@ class Meter:
         if shown:
             self._progress.start()
 
-    def update(self, done: int) -> None:
-        """So many are done."""
-        task = self._progress.tasks[self._task]
-        seconds = task.elapsed or 0.0
-        rate = f"{done / seconds:,.1f} {self._unit}/s" if seconds else ""
-        self._progress.update(self._task, completed=done, text=rate)
+    def update(self, done: int, messages: int = 0, note: str = "") -> None:
+        """So many are done, with so many messages, and something to note."""
+        now = time.perf_counter()
+        self._begun = self._begun or now
+        seconds = now - self._begun
+        rates = f"{done / seconds:,.1f} {self._unit}/s" if seconds else ""
+        if messages and seconds:
+            rates += f", {short(int(messages / seconds))} messages/s"
+        text = ", ".join(filter(None, (rates, note)))
+        if self._plain is not None and now >= self._next:
+            if self._next:
+                click.echo(f"{self._what}: {done} {self._unit} in {seconds:.0f} s: {text}", err=True)
+            self._next = now + self._plain
+        self._progress.update(self._task, completed=done, text=text)
 
     def look(self, executions: int, states: int, seconds: float, estimate: Callable[[], Estimate | None]) -> None:
         """One search is so far; the estimate is made only if it is shown."""

@@ -33,6 +33,9 @@ TRACES = 20
 INTERRUPTED = 130
 #: a longer interleaving is not drawn unless it is asked for
 LONGEST_PICTURE = 2_000
+#: so many outcomes are counted each by itself, the rest as one; and so many are listed
+OUTCOMES, ROWS = 1_000, 12
+OTHERS = "other outcomes"
 
 
 class Tally:
@@ -65,16 +68,10 @@ class Tally:
 
     def add(self, played: Any) -> None:
         """One more round."""
-        self.rounds += 1
-        self.messages += played.messages
-        self.crossed += played.crossed
-        self.outcomes[played.outcome] += 1
-        if not played.violations:
+        stuck = any(violation.step is None for violation in played.violations)
+        self.count(played.outcome, bool(played.violations), stuck, played.messages, played.crossed)
+        if not played.violations or (self.first_bad is not None and len(self.traces) >= TRACES):
             return
-        self.bad += 1
-        self.bad_outcomes[played.outcome] += 1
-        if any(violation.step is None for violation in played.violations):
-            self.stuck += 1
         recorded = trace.record(
             self.case,
             played.schedule,
@@ -94,6 +91,19 @@ class Tally:
                 self.traces.append(path)
             except RacevisorError as error:
                 self.unsaved = error
+
+    def count(self, outcome: str, bad: bool, stuck: bool, messages: int, crossed: int) -> None:
+        """One more round, in numbers."""
+        if len(self.outcomes) >= OUTCOMES and outcome not in self.outcomes:
+            outcome = OTHERS
+        self.rounds += 1
+        self.messages += messages
+        self.crossed += crossed
+        self.outcomes[outcome] += 1
+        if bad:
+            self.bad += 1
+            self.bad_outcomes[outcome] += 1
+            self.stuck += stuck
 
     @property
     def aborted_rounds(self) -> int:
@@ -159,35 +169,45 @@ def run_live(
             transport=transport,
         )
         tally = Tally(case, seed, trace_dir, log_dir)
-        _play(make_run(case, options), tally, rounds)
+        play(make_run(case, options), tally, rounds)
     seconds = tally.seconds
     if as_json:
-        print_json(_as_json(tally, seconds))
+        print_json(tally_json(tally, seconds))
     elif tally.rounds or tally.problem is None:
-        _print_results(console(), tally, seconds, full)
+        print_results(console(), tally, seconds, full)
     for problem in (tally.problem, tally.unsaved):
         if problem is not None:
             error_line(str(problem))
     return tally.exit_status
 
 
-def _play(live: Any, tally: Tally, rounds: int) -> None:
-    """Play until done, until Ctrl-C, or until the cluster fails; the tally keeps what was played."""
+def play(
+    live: Any, tally: Tally, rounds: int | None, *, after: Callable[[Any], None] = lambda played: None, plain: float | None = None
+) -> None:
+    """Play until done, until Ctrl-C, or until the cluster fails; the tally keeps what was played.
+
+    `rounds` is how many there will be, if that is known; `after` is called with each; `plain` is how often, in seconds, a line of
+    progress goes to a standard error that is no terminal.
+    """
     try:
-        with Meter(f"{tally.case} on Ray", rounds, "rounds") as meter, live:
+        with Meter(f"{tally.case} on Ray", rounds, "rounds", plain) as meter, live:
             tally.run_id = live.run
             tally.placement, tally.aborted = str(live.plan), live.aborted
             tally.started = time.perf_counter()
+            before, messages = tally.rounds, tally.messages
             for played in live.rounds():
                 tally.add(played)
-                meter.update(tally.rounds)
+                after(played)
+                hosts = f"{live.alive} hosts" if live.alive > 1 else "1 host"
+                lost = f", {tally.aborted_rounds} rounds aborted" if tally.aborted else ""
+                meter.update(tally.rounds - before, tally.messages - messages, f"{tally.bad} bad, {hosts} alive{lost}")
     except KeyboardInterrupt:
         tally.interrupted = True
     except RacevisorError as error:
         tally.problem = error
 
 
-def _as_json(tally: Tally, seconds: float) -> dict[str, Any]:
+def tally_json(tally: Tally, seconds: float) -> dict[str, Any]:
     case, problem = tally.case, tally.problem or tally.unsaved
     return {
         "scenario": case.scenario.name,
@@ -215,7 +235,7 @@ def _as_json(tally: Tally, seconds: float) -> dict[str, Any]:
     }
 
 
-def _print_results(out: Console, tally: Tally, seconds: float, full: bool) -> None:
+def print_results(out: Console, tally: Tally, seconds: float, full: bool) -> None:
     case = tally.case
     ended = f" (interrupted after {tally.rounds} rounds)" if tally.interrupted else ""
     rate = f", {tally.rounds / seconds:,.1f} rounds/s" if tally.rounds and seconds else ""
@@ -235,11 +255,18 @@ def _print_results(out: Console, tally: Tally, seconds: float, full: bool) -> No
     table.add_column("share", justify="right")
     table.add_column("outcome")
     table.add_column("")
-    for outcome, count in tally.outcomes.most_common():
+    rows = tally.outcomes.most_common()
+    shown = rows if full or len(rows) <= ROWS else rows[: ROWS - 1]
+    for outcome, count in shown:
         bad = tally.bad_outcomes[outcome]
         mark = "" if not bad else "bad" if bad == count else f"{bad} of them bad"
         style = "bold red" if bad == count else ""
         table.add_row(str(count), f"{100 * count / tally.rounds:.1f}%", Text(outcome, style=style), Text(mark, style="bold red"))
+    rest = rows[len(shown) :]
+    if rest:
+        count, bad = sum(n for _, n in rest), sum(tally.bad_outcomes[outcome] for outcome, _ in rest)
+        words = f"{len(rest)} more outcomes (--full lists them)"
+        table.add_row(str(count), f"{100 * count / tally.rounds:.1f}%", words, Text(f"{bad} of them bad", style="bold red"))
     out.print(table)
     out.print()
     out.print(Text(_sentence(tally), style="green" if tally.as_claimed else "bold red"))
