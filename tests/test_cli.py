@@ -256,6 +256,7 @@ class FakeLive:
 
     run = "0123456789ab"
     plan = "dedicated: 2 actors"
+    alive = 2
 
     def __init__(self, played: list[Any]) -> None:
         self.played = played
