@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster.conductor import Conductor
 from cluster.link import Link
 from cluster.messages import DRIVER
+from cluster.nodes import Head, home, machines
 from cluster.placement import Machine, Plan
 from cluster.ray_host import HostSpec, RayHost
 from cluster.transport import LOOPBACK, RayDesk, RayWire, SocketWire, Wire, make_secret
@@ -28,23 +30,16 @@ SILENCE, GIVE_UP = 5.0, 20.0
 LOOK = 0.5
 
 
-def machines() -> list[Machine]:
-    """The machines of the cluster that are alive."""
-    found = []
-    nodes: Any = ray.nodes  # untyped
-    for node in nodes():
-        if node["Alive"]:
-            offered = node["Resources"]
-            found.append(
-                Machine(node["NodeID"], node["NodeManagerAddress"], int(offered.get("CPU", 0)), int(offered.get("memory", 0)))
-            )
-    return sorted(found, key=lambda machine: machine.id)
+class HostLost(ClusterError):
+    """A host died, or does not answer, while it was told something."""
 
 
 class Hosts:
     """The hosts of a plan.  `start` makes them, `prepare` tells them what to play; `wire`, `conductor` are the driver's ends."""
 
-    def __init__(self, plan: Plan, names: list[str], transport: str, start_timeout: float) -> None:
+    def __init__(
+        self, plan: Plan, names: list[str], transport: str, start_timeout: float, *, through_client: bool = False
+    ) -> None:
         self.plan = plan
         self.names = [plan.name(host, names) for host in range(plan.hosts)]
         self.transport = transport
@@ -54,6 +49,11 @@ class Hosts:
         self.wire: Wire | None = None
         self.conductor: Conductor | None = None
         self.run = ""
+        self._home = home()
+        #: every process is reached by 127.0.0.1, so nobody else needs to
+        self._loopback = {machine.ip for machine in machines()} == {self._home.ip}
+        self._head = Head() if not through_client else None
+        self._left: set[str] = set()  # machines on which a host did not come up again
         self._desk: Any = None
         self._said: Callable[[int], HostSpec]
         self._serving: list[Any] = []  # what Ray owes us of each host: it fails when the host dies
@@ -67,8 +67,7 @@ class Hosts:
 
     def _make(self, host: int, name: str | None = None) -> Any:
         machine = self.plan.machines[host]
-        where = NodeAffinitySchedulingStrategy(node_id=machine.id, soft=False)
-        return RayHost.options(scheduling_strategy=where, name=name).remote()
+        return RayHost.options(scheduling_strategy=_on(machine), name=name).remote()
 
     def prepare(self, case: Case, options: Any, log_dir: str) -> None:
         """Tell the hosts what they play, and each other.  Hosts that played something else are warm, and are told anew."""
@@ -96,18 +95,18 @@ class Hosts:
             gated=options.gated,
             log_dir=log_dir,
             secret=secret,
-            ip=LOOPBACK if self.plan.loopback else self.plan.machines[host].ip,
+            ip=LOOPBACK if self._loopback else self.plan.machines[host].ip,
         )
         # A worker process takes up to half a second of one core, so a big machine takes longer than a cluster that answers.
         everyone = range(self.plan.hosts)
         answers = self._ask([self._tell(host) for host in everyone], everyone, self.start_timeout + 2 * self.plan.hosts)
         self._addresses = {host: self._answer(host, case, answer) for host, answer in zip(everyone, answers, strict=True)}
         if secret is not None:
-            self.wire = SocketWire(secret, LOOPBACK if self.plan.loopback else _own_ip())
+            self.wire = SocketWire(secret, LOOPBACK if self._loopback else self._home.ip)
             for host, address in self._addresses.items():
                 self.wire.connect(host, address)
         else:
-            self._desk = RayDesk.remote()
+            self._desk = RayDesk.options(scheduling_strategy=_on(self._home)).remote()  # not on a machine that may go
             self.wire = RayWire("", list(self.handles), self._desk)
         self._ask([self._introduce(host) for host in everyone], everyone, ANSWER_TIMEOUT)
         self._serving = [self._serve(host) for host in everyone]
@@ -147,14 +146,14 @@ class Hosts:
                 except GetTimeoutError:
                     late.append(self.names[host])
                 except RayActorError as death:
-                    raise ClusterError(
+                    raise HostLost(
                         f"host {self.names[host]} died while it was told what to play\n  Ray says: {why(death)}"
                     ) from death
                 except RayError as other:
                     raise ClusterError(f"host {self.names[host]} failed: {other}") from other
             if late:
                 text = f"no answer from host {', '.join(late)} within {timeout:g} s\n  see:  ray status"
-                raise ClusterError(text) from error
+                raise HostLost(text) from error
             raise ClusterError(f"Ray failed: {error}") from error
 
     # ---- while they play ------------------------------------------------------------------------------------------------------
@@ -162,9 +161,8 @@ class Hosts:
     def lost(self) -> tuple[int, str] | None:
         """A host that died since, or that does not answer any more, and why; asked of Ray now and then only."""
         now = time.perf_counter()
-        if now - self._looked < LOOK:
+        if now - self._looked < LOOK or (self._head is not None and not self._head.answers()):
             return None
-        self._looked = now
         assert self.conductor is not None
         ready, _ = ray.wait(self._serving, num_returns=len(self._serving), timeout=0)
         for ref in ready:
@@ -172,6 +170,8 @@ class Hosts:
             try:
                 ray.get(ref)
             except RayActorError as death:
+                if self._head is not None and not self._head.answers(now=True):
+                    return None  # nobody who could start another one
                 return host, why(death)
             except RayError as error:
                 return host, str(error).strip().splitlines()[0][:200]
@@ -185,16 +185,29 @@ class Hosts:
                 self.conductor.ping(host)
             elif now - asked > GIVE_UP:
                 return host, f"it has not answered for {now - heard:.0f} s"
+        self._looked = now  # where one was found there may be more, as when a machine goes
         return None
 
     def replace(self, host: int, case: Case) -> None:
-        """Put a new process in the place of a host that is gone.  No round may be playing."""
+        """Put a new process in the place of a host that is gone.  No round may be playing.
+
+        It is made on the same machine; on another one, if Ray knows that the machine is gone.  That takes Ray some 15 s, in which
+        it goes on starting processes there; so where the new one dies too, the machine is taken for gone as well.
+        """
+        ray.kill(self.handles[host])
+        while True:
+            self._move(host)
+            try:
+                return self._replace(host, case)
+            except HostLost as loss:
+                ray.kill(self.handles[host])
+                self._left.add(self.plan.machines[host].id)
+                if not self._others():
+                    raise ClusterError(f"{loss}\n  and no other machine is left; finished rounds are kept") from loss
+
+    def _replace(self, host: int, case: Case) -> None:
         wire, conductor = self.wire, self.conductor
         assert wire is not None and conductor is not None
-        ray.kill(self.handles[host])
-        alive = {machine.id for machine in machines()}
-        if self.plan.machines[host].id not in alive:
-            self._move(alive)
         self._incarnations[host] += 1
         incarnation = self._incarnations[host]
         name = f"{self.run}-{host}-{incarnation}"
@@ -208,18 +221,30 @@ class Hosts:
             wire.connect(host, address)
         self._ask([self._introduce(host)], [host], ANSWER_TIMEOUT)
         self._serving[host] = self._serve(host)
-        self._asked.clear()
+        self._asked.pop(host, None)
         conductor.link.meet(host, incarnation)
         conductor.heard[host] = time.perf_counter()
         conductor.introduce(host, incarnation, address)
 
-    def _move(self, alive: set[str]) -> None:
-        """A machine is gone: its hosts are made on the others."""
-        rest = [machine for machine in machines() if machine.id in alive]
+    def _others(self) -> list[Machine]:
+        """The machines that a host can be made on; with loopback sockets, those that are reached so."""
+        return [
+            machine
+            for machine in machines()
+            if machine.id not in self._left and (not self._loopback or machine.ip == self._home.ip)
+        ]
+
+    def _move(self, host: int) -> None:
+        """If a host's machine is gone, choose the one that holds the fewest for its CPUs."""
+        rest = {machine.id: machine for machine in self._others()}
         if not rest:
             raise ClusterError("the cluster has no machine left\n  finished rounds are kept; see:  ray status")
-        moved = tuple(m if m.id in alive else rest[i % len(rest)] for i, m in enumerate(self.plan.machines))
-        self.plan = Plan(self.plan.kind, self.plan.place, moved)
+        chosen = list(self.plan.machines)
+        if chosen[host].id in rest:
+            return
+        held = Counter(machine.id for machine in chosen)
+        chosen[host] = min(rest.values(), key=lambda machine: held[machine.id] / max(1, machine.cpus))
+        self.plan = Plan(self.plan.kind, self.plan.place, tuple(chosen))
 
     # ---- the end --------------------------------------------------------------------------------------------------------------
 
@@ -257,13 +282,13 @@ class Hosts:
         self._desk = None
 
 
-def _own_ip() -> str:
-    ip: Any = ray.util.get_node_ip_address  # untyped
-    return str(ip())
+def _on(machine: Machine) -> NodeAffinitySchedulingStrategy:
+    return NodeAffinitySchedulingStrategy(node_id=machine.id, soft=False)
 
 
 def why(death: RayActorError) -> str:
     """The one line of Ray's message that says something."""
     lines = [line.strip() for line in str(death).splitlines()]
-    said = next((line for line in lines if "exit" in line.lower() or "died" in line), "nothing")
-    return said.partition(" Worker exit detail")[0][:200]
+    said = next((line for line in lines if " because " in line), lines[0] if lines else "nothing")
+    said = said.rpartition(" is unavailable: ")[2]
+    return said.partition(" Worker exit detail")[0].partition(" The task may ")[0][:200]

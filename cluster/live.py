@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
+from ray.exceptions import RayError
+
 from cluster.conductor import Conductor, Finished
 from cluster.engine import Record
-from cluster.hosts import Hosts, machines
+from cluster.hosts import GIVE_UP, SILENCE, Hosts
+from cluster.nodes import machines
 from cluster.parity import Parity, Report, merge, schedule_of
 from cluster.placement import AUTO, Plan, make_plan
 from cluster.session import Session
@@ -24,7 +28,7 @@ from racevisor.world import Execution, World
 
 #: How long the driver waits for a frame before it looks after the hosts, in seconds.
 LOOK_UP = 0.25
-#: So many hosts may die in a row without a finished round in between.
+#: So often may one host die in a row without a finished round in between.
 DEATHS = 5
 
 
@@ -50,7 +54,7 @@ class LiveOptions:
     hosts: int | None = None
     #: independent virtual machines that play at the same time
     vms: int = 1
-    #: sockets or ray
+    #: sockets or ray; always ray through Ray Client, where no socket finds its way back to the driver for certain
     transport: str = "sockets"
     #: number of the first round, and how many rounds were finished before
     first: int = 0
@@ -97,7 +101,9 @@ class Aborted:
     """Rounds that were given up because a host was lost: no outcome, and counted by themselves."""
 
     numbers: tuple[int, ...]
+    #: the host, or several with commas, as when a machine goes
     host: str
+    #: what is known of the first
     why: str
 
 
@@ -140,7 +146,8 @@ class LiveRun:
             self.session.open()
             options = self.options
             self.plan = make_plan(self.names, machines(), options.placement, options.hosts, options.vms)
-            self.hosts = Hosts(self.plan, self.names, options.transport, options.start_timeout)
+            transport = "ray" if self.session.client else options.transport
+            self.hosts = Hosts(self.plan, self.names, transport, options.start_timeout, through_client=self.session.client)
             self.hosts.start()
             self._prepare()
         except BaseException:
@@ -200,6 +207,10 @@ class LiveRun:
             yield from self._play()
         except GeneratorExit:
             raise
+        except (RayError, ConnectionError) as error:  # Ray itself, not a host of ours: those are replaced
+            self.close()
+            said = str(error).strip().splitlines() or [type(error).__name__]
+            raise ClusterError(f"the cluster failed: {said[0][:200]}\n  finished rounds are kept; see:  ray status") from error
         except BaseException:
             self.close()
             raise
@@ -211,20 +222,19 @@ class LiveRun:
         self._next, self._left = options.first, options.rounds
         self._deadline = time.perf_counter() + options.duration if options.duration is not None else math.inf
         self._finished = options.finished
-        deaths = 0
+        deaths: Counter[int] = Counter()  # of each host, since the last finished round
         conductor.abort()  # of an earlier call that was left
         for vm in range(options.vms):
             self._begin(conductor, vm)
         while conductor.plays:
             for data in wire.receive(LOOK_UP):
                 for done in self._receive(conductor, data):
-                    deaths = 0
+                    deaths.clear()
                     self._begin(conductor, done.vm)  # the hosts go on while this one is checked
                     yield self._judge(done)
-            lost = hosts.lost()
+            lost = hosts.lost() if conductor.plays else None
             if lost is not None:
-                deaths += 1
-                self._replace(hosts, conductor, *lost, deaths)
+                self._replace(hosts, conductor, lost, deaths)
 
     def _receive(self, conductor: Conductor, data: bytes) -> list[Finished]:
         try:
@@ -239,36 +249,50 @@ class LiveRun:
             conductor.begin(vm, self._next)
             self._next += 1
 
-    def _replace(self, hosts: Hosts, conductor: Conductor, host: int, reason: str, deaths: int) -> None:
-        """A host is lost: its cells are gone, so every round that it was part of is.  Another takes its place."""
-        gone = Aborted(tuple(number for _, number in conductor.abort()), hosts.names[host], reason)
-        self.aborted.append(gone)
-        if self.events is not None:
-            self.events.info("aborted", run=self.run, rounds=list(gone.numbers), host=gone.host, why=gone.why)
-            self.events.flush()
-        if deaths > DEATHS:
-            raise ClusterError(
-                f"host {gone.host} died in round {gone.numbers[0]}: {reason}\n"
-                f"  {deaths} hosts in a row died without a finished round in between; finished rounds are kept"
-            )
-        while True:
+    def _replace(self, hosts: Hosts, conductor: Conductor, lost: tuple[int, str] | None, deaths: Counter[int]) -> None:
+        """A host is lost: its cells are gone, so every round that it was part of is.  Another takes its place.
+
+        So do others for those that are found to be lost meanwhile, as when a machine goes with all that it held.
+        """
+        numbers = tuple(number for _, number in conductor.abort())
+        self.aborted.append(Aborted(numbers, "", ""))
+        names: list[str] = []
+        why = ""
+        while lost is not None:
+            host, reason = lost
+            if hosts.names[host] not in names:
+                names.append(hosts.names[host])
+            why = why or reason
+            self.aborted[-1] = gone = Aborted(numbers, ", ".join(names), why)
+            deaths[host] += 1
+            if self.events is not None:
+                self.events.info("aborted", run=self.run, rounds=list(numbers), host=hosts.names[host], why=reason)
+                self.events.flush()
+            if deaths[host] > DEATHS:
+                raise ClusterError(
+                    f"host {hosts.names[host]} died in round {gone.numbers[0]}: {reason}\n"
+                    f"  it died {deaths[host]} times in a row without a finished round in between; finished rounds are kept"
+                )
             hosts.replace(host, self.case)
-            waiting = time.perf_counter() + self.options.start_timeout
-            while not conductor.all_met(host, conductor.link.incarnations[host]):
-                assert hosts.wire is not None
-                for data in hosts.wire.receive(LOOK_UP):
-                    self._receive(conductor, data)
-                another = hosts.lost()
-                if another is not None:  # two at once, as when a machine goes
-                    host = another[0]
-                    break
-                if time.perf_counter() > waiting:
-                    raise ClusterError(f"host {gone.host} was replaced, but not all others answer\n  see:  ray status")
-            else:
-                break
-        self._left += len(gone.numbers)
+            lost = self._met(hosts, conductor, host)
+        self.plan = hosts.plan
+        self._left += len(numbers)
         for vm in range(self.options.vms):
             self._begin(conductor, vm)
+
+    def _met(self, hosts: Hosts, conductor: Conductor, host: int) -> tuple[int, str] | None:
+        """Wait until all others know the new host; or until one of them is found to be lost as well."""
+        assert hosts.wire is not None
+        deadline = time.perf_counter() + SILENCE + GIVE_UP + self.options.start_timeout
+        while not conductor.all_met(host, conductor.link.incarnations[host]):
+            for data in hosts.wire.receive(LOOK_UP):
+                self._receive(conductor, data)
+            lost = hosts.lost()
+            if lost is not None:
+                return lost
+            if time.perf_counter() > deadline:
+                raise ClusterError(f"host {hosts.names[host]} was replaced, but not all others answer\n  see:  ray status")
+        return None
 
     def _judge(self, done: Finished) -> Round:
         assert self.parity is not None

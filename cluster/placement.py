@@ -48,11 +48,6 @@ class Plan:
         """How many there are."""
         return len(self.machines)
 
-    @property
-    def loopback(self) -> bool:
-        """Are they all on one machine?"""
-        return len({machine.id for machine in self.machines}) <= 1
-
     def name(self, host: int, names: Sequence[str]) -> str:
         """What a host is called in logs: like its actor, if it holds one only."""
         mine = [name for name, at in zip(names, self.place, strict=True) if at == host]

@@ -6,6 +6,7 @@ The embedded Ray (`cluster.embedded`) listens on 127.0.0.1 only, keeps its files
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import logging
 import os
@@ -26,6 +27,7 @@ from typing import Any
 
 import ray
 import ray._private.ray_constants as ray_constants
+from ray.exceptions import AuthenticationError
 
 import actors
 import cluster
@@ -38,6 +40,11 @@ LONGEST_TEMP_DIR = 34
 OBJECT_STORE_BYTES = 80 * 2**20
 #: How long a Ray of our own may take to start: 3 s here, more on a machine that is busy.
 EMBEDDED_TIMEOUT = 60.0
+#: An address that starts so goes by way of Ray Client: the driver is no part of the cluster, and may be anywhere.
+CLIENT = "ray://"
+#: Ray does not say that a secret is missing or wrong; it goes on asking.
+TOKEN = "  if it has a secret, it is wanted here too:  RAY_AUTH_MODE=token, and the cluster's ~/.ray/auth_token\n"
+LOOPBACKS = ("127.0.0.1", "localhost", "::1")
 
 
 class Session:
@@ -54,6 +61,11 @@ class Session:
     def joined(self) -> bool:
         """Is this somebody else's cluster, whose machines may not have our packages?"""
         return self.address is not None and not self.reused
+
+    @property
+    def client(self) -> bool:
+        """Is it reached through Ray Client?  Then this machine is no part of it, and its machines may not reach this one."""
+        return self.address is not None and self.address.startswith(CLIENT) and not self.reused
 
     def open(self) -> None:
         """Connect or start; ClusterError if that does not succeed in time."""
@@ -101,18 +113,13 @@ class Session:
                     f"Ray did not start on this machine: {said.get('error', 'its process ended')}\n"
                     f"  a cluster that runs already:  --address HOST:PORT"
                 )
-            # Finding itself on this machine, Ray looks for the address that others would reach it by, unless told that there
-            # are no others.  See cluster.embedded.
-            clusters, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
             raylet: Any = ray._raylet
             raylet.Config.initialize("")  # Ray read its environment when it was imported, before it had the secret
             try:
-                with _later():
+                with _at_home(), _later():
                     ray.init(address=said["address"], log_to_driver=False, logging_level=logging.CRITICAL)
             except RuntimeError as error:
                 raise ClusterError(f"cannot connect to the Ray that was started here: {error}") from error
-            finally:
-                ray_constants.ENABLE_RAY_CLUSTER = clusters
 
     def _join(self, address: str) -> None:
         deadline = time.monotonic() + self.start_timeout
@@ -121,12 +128,13 @@ class Session:
 
         def connect() -> None:
             try:
-                ray.init(
-                    address=address,
-                    log_to_driver=False,
-                    logging_level=logging.CRITICAL,
-                    runtime_env={"py_modules": [actors, racevisor, cluster]},
-                )
+                with _at_home() if _host(address) in LOOPBACKS else contextlib.nullcontext():
+                    ray.init(
+                        address=address,
+                        log_to_driver=False,
+                        logging_level=logging.CRITICAL,
+                        runtime_env={"py_modules": _packages()},
+                    )
             except BaseException as error:
                 failure.append(error)
 
@@ -140,13 +148,22 @@ class Session:
             thread.join(1.0)  # connected properly, it disconnects properly
             raise
         if thread.is_alive():
-            raise _no_answer(address, f"it did not answer within {self.start_timeout:g} s")
+            raise _no_answer(address, f"it did not answer within {self.start_timeout:g} s", TOKEN)
         if failure:
-            raise _no_answer(address, f"{type(failure[0]).__name__}: {str(failure[0]).strip().splitlines()[0]}") from failure[0]
+            error = failure[0]
+            said = (str(error).strip() or "nothing more").splitlines()[0].partition(". ")[0]
+            hint = TOKEN if isinstance(error, AuthenticationError) else ""
+            raise _no_answer(address, f"{type(error).__name__}: {said}", hint) from error
 
     def _knock(self, address: str) -> None:
         """Is anybody at that host and port?  Sooner and clearer than what ray.init() says."""
-        host, colon, port = address.removeprefix("ray://").rpartition(":")
+        if address.startswith(CLIENT) and importlib.util.find_spec("grpc") is None:
+            raise ClusterError(
+                f"{address} is an address of Ray Client, which needs gRPC, and racevisor does not install that\n"
+                f"  install it:      pip install 'ray[client]=={ray.__version__}'    (on the head of the cluster too)\n"
+                f"  or without it:   racevisor ... --address auto, typed on a machine of the cluster"
+            )
+        host, colon, port = address.removeprefix(CLIENT).rpartition(":")
         if not colon or not port.isdigit():
             if "://" in address or address in ("auto", "local"):
                 return
@@ -186,9 +203,33 @@ def _end_child(child: subprocess.Popen[str], directory: str) -> None:
     child.communicate()
 
 
-def _no_answer(address: str, why: str) -> ClusterError:
+def _packages() -> list[str]:
+    """Ours, as they are here: workers get a copy.  Folders, for Ray cannot merge modules with what a Ray job asks for."""
+    return [str(Path(str(package.__file__)).resolve().parent) for package in (actors, racevisor, cluster)]
+
+
+def _host(address: str) -> str:
+    """The host of HOST:PORT, of ray://HOST:PORT too; "" if there is none."""
+    return address.removeprefix(CLIENT).rpartition(":")[0].strip("[]")
+
+
+@contextlib.contextmanager
+def _at_home() -> Iterator[None]:
+    """Ray leaves 127.0.0.1 as it is.  Else it looks for the address that others would reach this machine by.
+
+    Nobody may listen there.  The switch is meant for macOS and Windows; see cluster.embedded.
+    """
+    clusters, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = clusters
+
+
+def _no_answer(address: str, why: str, hint: str = "") -> ClusterError:
     return ClusterError(
         f"no Ray cluster at {address}: {why}\n"
+        f"{hint}"
         f"  is it up?  ray status --address {address}\n"
         f"  without a cluster, on this machine:  leave out --address and unset RAY_ADDRESS"
     )

@@ -224,7 +224,7 @@ def _live(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Choice(["sockets", "ray"]),
             default="sockets",
             show_default=True,
-            help="What carries the messages: sockets between the processes, or Ray calls.",
+            help="What carries the messages: sockets between the processes, or Ray calls.  Always ray at ray://HOST:PORT.",
         ),
     ]
     for option in reversed(options):

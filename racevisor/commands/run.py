@@ -246,7 +246,7 @@ def print_results(out: Console, tally: Tally, seconds: float, full: bool) -> Non
         )
     for gone in tally.aborted:
         numbers = ", ".join(str(number) for number in gone.numbers)
-        out.print(Text(f"host {gone.host} was lost and replaced; aborted: round {numbers} ({gone.why})", style="yellow"))
+        out.print(Text(f"lost and replaced: {gone.host}; aborted: round {numbers} ({gone.why})", style="yellow"))
     if not tally.rounds:
         return
     out.print()
