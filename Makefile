@@ -20,7 +20,7 @@ help:
 	@echo "  make verify   search every claim of every scenario: minutes"
 	@echo "  make docs     write docs/verdicts.md, the page of all claims"
 	@echo "  make lint     ruff, ruff format --check, mypy --strict"
-	@echo "  make bench    cost of a step, and what the strategies reach"
+	@echo "  make bench    cost of a step, and what the strategies and live runs reach"
 	@echo "  make setup    only make $(VENV); the others do it when it is missing or out of date"
 	@echo "  make wheel    build dist/racevisor-*.whl, which ray_config.yaml takes to a cluster"
 	@echo "  make lock     pin the newest dependencies that pyproject.toml allows (needs uv)"

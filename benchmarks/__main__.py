@@ -8,18 +8,35 @@ from collections.abc import Callable
 from benchmarks import searches, steps
 from benchmarks.measure import say
 
+#: the parts of `live`
+LIVE = ("throughput", "size", "start", "rounds", "transports")
+
+
+def live(*names: str) -> Callable[[], None]:
+    """Imported only when it is asked for, because it imports Ray."""
+
+    def work() -> None:
+        from benchmarks import live as section
+
+        section.main(names)
+
+    return work
+
+
 SECTIONS: dict[str, Callable[[], None]] = {
     "steps": steps.main,
     "dpor": searches.dpor,
     "states": searches.states,
     "apart": searches.apart,
     "shell": searches.shell,
+    "live": live(*LIVE),
+    **{f"live-{name}": live(name) for name in LIVE},
 }
 
 
 def main() -> None:
     """All sections, or those named on the command line."""
-    wanted = sys.argv[1:] or list(SECTIONS)
+    wanted = sys.argv[1:] or [name for name in SECTIONS if not name.startswith("live-")]
     unknown = [name for name in wanted if name not in SECTIONS]
     if unknown:
         sys.exit(f"there is no benchmark {', '.join(unknown)}\n  benchmarks: {', '.join(SECTIONS)}")

@@ -2,10 +2,13 @@
 
 A round has ended when nothing is in flight and no host has a step to take.  Nobody asks for that while it is not so: a host
 speaks up when it runs out of work without having sent anything in that turn, for the last thing that happens in a round is that
-some host does.  Then all are asked once how many parts they have sent to and got from each other.  Channels keep their order, so
-if what each got is what was sent to it, the answers are one consistent cut, all channels in it are empty, and the round is over
-(Mattern, "Algorithms for distributed termination detection", 1987).  What that costs depends on what happened, not on how long
-it took: a machine that waits for a slow host, or for ever, costs nothing.
+some host does.  It says then how many parts it has sent to and got from each other; these counts are kept.  Channels keep their
+order, so if what each got is what was sent to it, and all were idle when they counted, the counts are one consistent cut, all
+channels in it are empty, and the round is over (Mattern, "Algorithms for distributed termination detection", 1987): a host of
+which another has got more than it knew to have sent, or which was busy, has counted too early and is asked again.  If it has,
+although it was asked after somebody had spoken up, then that was not the last thing that happened, and somebody else will.
+What that costs depends on what happened, not on how long it took: a machine that waits for a slow host, or for ever, costs
+nothing.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import time
 from typing import Any, NamedTuple
 
+from cluster.counts import Counts
 from cluster.link import Link
 from cluster.messages import (
     BEGIN,
@@ -49,14 +53,17 @@ class Finished(NamedTuple):
 class _Play:
     """A round that is being played."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, hosts: int) -> None:
         self.number = number
         self.begun = time.perf_counter()
         self.wave = 0
-        self.counting = False
-        self.again = False  # somebody ran out of work after this wave had begun
         self.collecting = False
-        self.counts: dict[int, tuple[bool, tuple[int, ...], tuple[int, ...]]] = {}
+        self.counts = Counts(hosts)
+        self.asking = False  # whether it is over
+        self.again = False  # somebody ran out of work since that began
+        self.width = 1  # how many of those that are taken to be busy are asked at once
+        self.fresh: set[int] = set()  # who has answered since that began
+        self.waiting: set[int] = set()  # who has to answer yet
         self.reports: dict[int, Report] = {}
 
 
@@ -68,14 +75,14 @@ class Conductor:
         self.hosts = hosts
         self.vms = vms
         self.plays: dict[int, _Play] = {}
-        self.waves = 0  # how often all were asked
+        self.asked = 0  # how many questions it took to know what was over
         self.heard: dict[int, float] = dict.fromkeys(range(hosts), time.perf_counter())  # when each host spoke last
         self.met: set[tuple[int, int, int]] = set()  # (host, replaced host, incarnation)
         self.moved: list[Message] = []  # gated: what the hosts say of what was granted
 
     def begin(self, vm: int, number: int) -> None:
         """Start round `number` on a machine that plays none.  Numbers grow."""
-        self.plays[vm] = _Play(number)
+        self.plays[vm] = _Play(number, self.hosts)
         self._all(vm, number, (BEGIN,))
 
     def abort(self) -> list[tuple[int, int]]:
@@ -137,18 +144,23 @@ class Conductor:
         if play is None or play.number != round_:
             return  # of a round that was given up
         if tag == IDLE:
-            if play.counting:
+            if play.asking:
                 play.again = True
-            elif not play.collecting:
-                self._count(vm, play)
+            # At first those speak up that have nothing to do of themselves.  Whoever has been silent until then will yet, or he
+            # has sent something; and what comes of that makes somebody speak up who has got something.
+            elif not play.collecting and (play.counts.exchanged or not play.counts.unheard):
+                self._ask(vm, play)
         elif tag == COUNTS:
-            if len(one[3]) != self.hosts or len(one[4]) != self.hosts:
+            _, wave, busy, sent, received = one
+            if len(sent) != self.hosts or len(received) != self.hosts:
                 raise FrameError(
-                    f"a frame of {name_of(sender)} counts {len(one[3])} and {len(one[4])} hosts; there are {self.hosts}"
+                    f"a frame of {name_of(sender)} counts {len(sent)} and {len(received)} hosts; there are {self.hosts}"
                 )
-            if one[1] == play.wave and play.counting:
-                play.counts[sender] = one[2:]
-                if len(play.counts) == self.hosts:
+            play.counts.put(sender, busy, sent, received)
+            if sender in play.waiting and wave == play.wave:
+                play.waiting.discard(sender)
+                play.fresh.add(sender)
+                if not play.waiting:
                     self._judge(vm, play)
         elif tag == REPORT:
             play.reports[sender] = Report(*one[1:])
@@ -159,27 +171,31 @@ class Conductor:
         else:
             raise FrameError(f"a frame of {name_of(sender)} holds a message that only the driver may send: {one!r:.80}")
 
-    def _count(self, vm: int, play: _Play) -> None:
-        play.wave += 1
-        play.counting, play.again = True, False
-        play.counts.clear()
-        self.waves += 1
-        self._all(vm, play.number, (PROBE, play.wave))
+    def _ask(self, vm: int, play: _Play) -> None:
+        """Somebody ran out of work: is it over?"""
+        play.asking, play.again, play.width = True, False, 1
+        play.fresh.clear()
+        self._judge(vm, play)
 
     def _judge(self, vm: int, play: _Play) -> None:
-        """All have answered: is it over?"""
-        play.counting = False
-        counts = play.counts
-        over = all(
-            not counts[i][0] and counts[i][1][j] == counts[j][2][i]
-            for i in range(self.hosts)
-            for j in range(self.hosts)
-            if i != j
-        ) and not any(busy for busy, _, _ in counts.values())
-        if over:
+        """As far as is known, is it over; and if not, who has to be asked?"""
+        early, busy = play.counts.early(), play.counts.busy
+        if not early and not busy:
+            play.asking = False
             self.collect(vm, play.number)
-        elif play.again:
-            self._count(vm, play)
+        elif not play.fresh.isdisjoint(early | busy):  # something has happened since, so somebody will speak up again, or has
+            play.asking = False
+            if play.again:
+                self._ask(vm, play)
+        else:
+            # One of those that were busy most often still is, and one answer is enough to know: so few at first, then more.
+            some = early or sorted(busy)[: play.width]
+            play.width *= 2
+            play.wave += 1
+            play.waiting = set(some)
+            for host in sorted(some):
+                self.asked += 1
+                self.link.say(host, [(vm, play.number, 0, [(PROBE, play.wave)])])
 
     def collect(self, vm: int, number: int) -> None:
         """The round is over: have its reports sent."""

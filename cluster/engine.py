@@ -10,19 +10,19 @@ could break say so.
 from __future__ import annotations
 
 import sys
-from collections import deque
-from collections.abc import Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
 from random import Random
-from typing import Any
+from typing import Any, NoReturn
 
-from actors.actor import Actor, Cell
+from actors.actor import Cell
 from actors.ops import AWAIT, AWAITED, RMW, Code, Op, Order
 from cluster.messages import ACCESS, ANSWER, FLUSH, FLUSHED, IPI, FrameError, Message, name_of
+from cluster.runner import Runner
 from cluster.words import words
 from racevisor import step
 from racevisor.automata import resume
 from racevisor.events import EventLog
-from racevisor.memory import StoreBuffer
 from racevisor.scenario import Case
 
 #: One step as it is recorded: (clock, kind, thread, code, cell or physical CPU, value left behind, result).
@@ -32,41 +32,10 @@ _LOAD, _STORE, _RMW, _FENCE, _AWAIT, _SEND, _CHOOSE = (
     int(Code.LOAD), int(Code.STORE), int(Code.RMW), int(Code.FENCE), int(Code.AWAIT), int(Code.SEND), int(Code.CHOOSE),
 )  # fmt: skip
 _WRITE = Order.WRITE
+_THREAD = step.THREAD
 
 #: With noise, how many turns at most a thread waits before it sets out.
 STAGGER = 8
-
-
-class Runner:
-    """A thread of this host: its coroutine and where it stands."""
-
-    __slots__ = (
-        "actor", "bounded", "buffer", "choices", "coroutine", "draining", "held", "held_store", "index", "op", "rolled",
-        "rolled_store", "send", "stalled", "taken", "waiting",
-    )  # fmt: skip
-
-    def __init__(self, actor: Actor, index: int, memory: str) -> None:
-        self.actor = actor
-        self.index = index
-        self.buffer = StoreBuffer(memory) if memory != "sc" else None
-        self.coroutine: Any = None
-        self.clear()
-
-    def clear(self) -> None:
-        """Not begun."""
-        self.send: Any = None
-        self.op: Op | None = None
-        self.waiting = False  # for the answer to `op`
-        self.stalled = False  # until posted stores have left
-        self.bounded = False
-        self.draining = False  # among the threads whose posted stores may leave
-        self.taken = 0
-        # Noise: for how many turns the next step, or the next posted store, stays; and whether the dice were thrown for it.
-        self.held = self.held_store = 0
-        self.rolled = self.rolled_store = False
-        self.choices: Random | None = None
-        if self.buffer is not None:
-            self.buffer.clear()
 
 
 class Engine:
@@ -99,8 +68,10 @@ class Engine:
         self.numbers = numbers
         self.actor_of = [numbers[cell.owner.name] for cell in self.vm.cells]
         self.host_of = [self.place[actor] for actor in self.actor_of]
+        self.threads = dict(enumerate(self.place))  # a number on the wire may be any int, -1 too
         self.actors = [actor for actor, host in zip(self.vm.actors, self.place, strict=True) if host == me]
         self.cells = [cell for cell in self.vm.cells if self.host_of[cell.index] == me]
+        self.cell_of = {cell.index: cell for cell in self.cells}
         self.deliver_ipi = {numbers[pcpu.name]: pcpu.deliver_ipi for pcpu in self.vm.pcpus}
         self.runners: dict[int, Runner] = {}
         for actor in self.actors:
@@ -113,12 +84,13 @@ class Engine:
 
     def _clear(self) -> None:
         self.clock = 0
-        self.said = 0  # messages between actors, those within this host among them
-        self.crossed = 0  # those that left this host
+        self.said = 0  # messages between actors of this host
+        self.crossed = 0  # messages that left it
         self.log: list[Record] = []
+        self._keep: Callable[[Record], None] = self.log.append if self.events is None else self._show
         self.ready: deque[Runner] = deque()
         self.draining: deque[Runner] = deque()
-        self.outbox: dict[int, list[Message]] = {}
+        self.outbox: defaultdict[int, list[Message]] = defaultdict(list)
         self.waiters: dict[int, list[tuple[int, str, Any, Any]]] = {}  # by cell: (thread, fn, a, b) in order of arrival
         self.flying: dict[tuple[int, int], int] = {}  # gated: IPIs that may arrive, by (thread, physical CPU)
         # What the driver's count needs: parts by host, and whether there is news for it.
@@ -137,7 +109,7 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Is there a step that could be taken now?"""
-        return bool(self.ready or self.draining) and not self.gated
+        return not self.gated and (len(self.ready) > 0 or len(self.draining) > 0)
 
     def begin(self, round_: int) -> None:
         """Start a round.  A message of that round that comes first has the same effect, so nobody waits for all to be ready."""
@@ -151,6 +123,7 @@ class Engine:
         self._clear()
         self.round = round_
         self.random = Random(f"{self.seed}:{round_}:{self.me}")
+        self._throw = self.random.random
         self.stirred = True
         for runner in self.runners.values():
             runner.clear()
@@ -170,14 +143,18 @@ class Engine:
         self.stirred = True
         self.received[sender] = self.received.get(sender, 0) + 1
         self.clock = max(self.clock, clock)
+        threads, cells, runners = self.threads, self.cell_of, self.runners
         for one in messages:
             tag = one[0]
             if tag == ACCESS:
                 _, thread, index, code, fn, a, b = one
-                self._peer(sender, thread)
-                self._serve(sender, thread, self._mine(sender, index), code, fn, a, b)
+                if threads.get(thread) != sender:
+                    self._no_peer(sender, thread)
+                if index not in cells:
+                    self._not_mine(sender, index)
+                self._serve(sender, thread, cells[index], code, fn, a, b)
             elif tag == ANSWER:
-                runner = self.runners.get(one[1])
+                runner = runners.get(one[1])
                 if runner is None or not runner.waiting:
                     raise FrameError(
                         f"a frame of {name_of(sender)} answers thread {one[1]} of {name_of(self.me)}, which asked nothing"
@@ -185,14 +162,18 @@ class Engine:
                 self._advance(runner, one[2])
             elif tag == FLUSH:
                 _, thread, index, value = one
-                self._peer(sender, thread)
-                self._land(thread, self._mine(sender, index), value)
-                self._post(sender, (FLUSHED, thread, index))
+                if threads.get(thread) != sender:
+                    self._no_peer(sender, thread)
+                if index not in cells:
+                    self._not_mine(sender, index)
+                self._land(thread, cells[index], value)
+                self.outbox[sender].append((FLUSHED, thread, index))
             elif tag == FLUSHED:
                 self._flushed(sender, one[1], one[2])
             elif tag == IPI:
                 _, thread, pcpu = one
-                self._peer(sender, thread)
+                if threads.get(thread) != sender:
+                    self._no_peer(sender, thread)
                 self._arrive(sender, thread, pcpu)
             else:
                 raise FrameError(
@@ -202,11 +183,20 @@ class Engine:
     def turn(self) -> None:
         """One step for each thread that can go on, one for each store buffer that something may leave."""
         # Stores posted in this turn stay until the next one: their thread may take a step past them first.
-        stores = len(self.draining)
-        for _ in range(len(self.ready)):
-            self.move(self.ready.popleft())
+        ready, draining, move, drain = self.ready, self.draining, self.move, self._drain
+        steps, stores = len(ready), len(draining)
+        for _ in range(steps):
+            move(ready.popleft())
         for _ in range(stores):
-            self._drain(self.draining.popleft())
+            drain(draining.popleft())
+
+    def leaving(self) -> dict[int, list[Message]]:
+        """What there is to say to other hosts, by host: counted as sent, and not kept."""
+        outbox, self.outbox = self.outbox, defaultdict(list)
+        for host, messages in outbox.items():
+            self.crossed += len(messages)
+            self.sent[host] = self.sent.get(host, 0) + 1
+        return outbox
 
     def report(self) -> Message:
         """What this host saw and holds: (log, cells, state, bounded, said, crossed), cells and state where they changed."""
@@ -218,7 +208,8 @@ class Engine:
             if getattr(actor, name) != value
         )
         bounded = any(runner.bounded for runner in self.runners.values())
-        return (tuple(self.log), cells, state, bounded, self.said, self.crossed)
+        crossed = self.crossed + sum(map(len, self.outbox.values()))
+        return (self.log, cells, state, bounded, self.said + crossed, crossed)
 
     def close(self) -> None:
         """Drop the suspended coroutines."""
@@ -231,30 +222,21 @@ class Engine:
 
     # ---- what a peer may say --------------------------------------------------------------------------------------------------
 
-    def _mine(self, sender: int, index: int) -> Cell:
-        if not 0 <= index < len(self.host_of) or self.host_of[index] != self.me:
-            raise FrameError(f"a frame of {name_of(sender)} wants cell {index}, which {name_of(self.me)} does not hold")
-        return self.vm.cells[index]
+    def _not_mine(self, sender: int, index: int) -> NoReturn:
+        raise FrameError(f"a frame of {name_of(sender)} wants cell {index}, which {name_of(self.me)} does not hold")
 
-    def _peer(self, sender: int, thread: int) -> None:
-        if not 0 <= thread < len(self.place) or self.place[thread] != sender:
-            raise FrameError(f"a frame of {name_of(sender)} speaks for thread {thread}, which it does not hold")
-
-    def _post(self, host: int, one: Message) -> None:
-        self.said += 1
-        self.crossed += 1
-        outbox = self.outbox.get(host)
-        if outbox is None:
-            self.outbox[host] = [one]
-        else:
-            outbox.append(one)
+    def _no_peer(self, sender: int, thread: int) -> NoReturn:
+        raise FrameError(f"a frame of {name_of(sender)} speaks for thread {thread}, which it does not hold")
 
     def _record(self, kind: int, thread: int, code: int, where: int, after: Any, result: Any) -> None:
         self.clock += 1
         if self.recording:
-            self.log.append((self.clock, kind, thread, code, where, after, result))
-        if self.events is not None:
-            self._tell(thread, "step", words(self.vm, self.memory, (self.clock, kind, thread, code, where, after, result)))
+            self._keep((self.clock, kind, thread, code, where, after, result))
+
+    def _show(self, record: Record) -> None:
+        """Keep a step, and log it for whoever reads along."""
+        self.log.append(record)
+        self._tell(record[2], "step", words(self.vm, self.memory, record))
 
     def _tell(self, thread: int, event: str, fields: dict[str, Any]) -> None:
         assert self.events is not None
@@ -270,7 +252,7 @@ class Engine:
         if self.noise:
             if not runner.rolled:
                 runner.rolled = True
-                runner.held = self._dice()
+                runner.held = 0 if self._throw() >= self.noise else self._turns()
             if runner.held:
                 runner.held -= 1
                 self.ready.append(runner)
@@ -284,7 +266,7 @@ class Engine:
             return
         runner.rolled = False
         runner.taken += 1
-        code, cell = op.code, op.cell
+        code, cell = op.code.real, op.cell  # a plain int: the collector need not look at messages and records of such
         if cell is None:
             self._alone(runner, op)
             return
@@ -305,12 +287,11 @@ class Engine:
                     self._record(step.THREAD, runner.index, _LOAD, cell.index, None, entry.value)
                     self._advance(runner, entry.value)
                     return
+        runner.waiting = True
         host = self.host_of[cell.index]
         if host != self.me:
-            runner.waiting = True
-            self._post(host, (ACCESS, runner.index, cell.index, int(code), op.fn, op.a, op.b))
+            self.outbox[host].append((ACCESS, runner.index, cell.index, code, op.fn, op.a, op.b))
             return
-        runner.waiting = True
         self._serve(self.me, runner.index, cell, code, op.fn, op.a, op.b)
 
     def _alone(self, runner: Runner, op: Op) -> None:
@@ -337,7 +318,7 @@ class Engine:
                 self.said += 1
                 self._arrive(host, runner.index, pcpu)
             else:
-                self._post(host, (IPI, runner.index, pcpu))
+                self.outbox[host].append((IPI, runner.index, pcpu))
         self._advance(runner, None)
 
     def _advance(self, runner: Runner, value: Any) -> None:
@@ -363,14 +344,17 @@ class Engine:
         """Let one posted store leave, if one may."""
         buffer = runner.buffer
         assert buffer is not None
-        entries = [entry for entry in buffer.movable() if not entry.sent]
+        if buffer.per_cell:
+            entries = [entry for entry in buffer.movable() if not entry.sent]
+        else:
+            entries = [entry for entry in buffer.entries[:1] if not entry.sent]
         if not entries:
             runner.draining = False  # until an acknowledgement makes another one the head
             return
         if self.noise:
             if not runner.rolled_store:
                 runner.rolled_store = True
-                runner.held_store = self._dice()
+                runner.held_store = 0 if self._throw() >= self.noise else self._turns()
             if runner.held_store:
                 runner.held_store -= 1
                 self.draining.append(runner)
@@ -394,7 +378,7 @@ class Engine:
             self._unstall(runner)
         else:
             entry.sent = True
-            self._post(host, (FLUSH, runner.index, cell.index, entry.value))
+            self.outbox[host].append((FLUSH, runner.index, cell.index, entry.value))
 
     def _flushed(self, sender: int, thread: int, index: int) -> None:
         runner = self.runners.get(thread)
@@ -424,31 +408,35 @@ class Engine:
     def _serve(self, sender: int, thread: int, cell: Cell, code: int, fn: str, a: Any, b: Any) -> None:
         """Execute an op on a cell of this host for a thread of host `sender`, now or when its condition holds."""
         value = cell.value
+        kept: Any = None
+        result: Any = value
         if code == _LOAD:
-            after = result = value
-            self._record(step.THREAD, thread, _LOAD, cell.index, None, value)
-        elif code == _STORE:
-            after, result = a, None
-            self._record(step.THREAD, thread, _STORE, cell.index, a, None)
+            after = value
         elif code == _RMW:
-            after, result = RMW[fn](value, a, b), value
-            self._record(step.THREAD, thread, _RMW, cell.index, after, value)
+            kept = after = RMW[fn](value, a, b)
+        elif code == _STORE:
+            kept, after, result = a, a, None
         else:
             if not AWAIT[fn](value, a):
                 if self.gated:
                     self.refused = f"{self.names[thread]} waits at {cell.label}, which is {value!r}"
                 self.waiters.setdefault(cell.index, []).append((thread, fn, a, b))
                 return
-            after, result = AWAITED[fn](value, b), value
-            self._record(step.THREAD, thread, _AWAIT, cell.index, after, value)
+            kept = after = AWAITED[fn](value, b)
+        self.clock += 1
+        if self.recording:
+            self._keep((self.clock, _THREAD, thread, code, cell.index, kept, result))
         if sender == self.me:
             if self.actor_of[cell.index] != thread:
                 self.said += 2
             self._advance(self.runners[thread], result)
         else:
-            self._post(sender, (ANSWER, thread, result))
+            self.outbox[sender].append((ANSWER, thread, result))
         if code != _LOAD:
-            self._write(cell, after)
+            if cell.index in self.waiters:
+                self._write(cell, after)
+            else:
+                cell.value = after
 
     def _land(self, thread: int, cell: Cell, value: Any) -> None:
         self._record(step.STORE_BUFFER, thread, _STORE, cell.index, value, None)
@@ -487,12 +475,10 @@ class Engine:
                 self._serve(self.place[thread], thread, cell, _AWAIT, fn, a, b)
                 return
 
-    def _dice(self) -> int:
-        """For how many turns to stay: mostly 0, else geometric."""
-        if self.random.random() >= self.noise:
-            return 0
+    def _turns(self) -> int:
+        """For how many turns to stay: geometric, and 1 at least."""
         times = 1
-        while self.random.random() < 0.5:
+        while self._throw() < 0.5:
             times += 1
         return times
 

@@ -60,7 +60,11 @@ class Host:
     @property
     def busy(self) -> bool:
         """Is there a step that could be taken without another frame, or something left to say?"""
-        return any(engine.busy for engine in self.engines) and not self.failed
+        if not self.failed:
+            for engine in self.engines:  # asked before every turn: a generator would cost more than the answer
+                if engine.busy:
+                    return True
+        return False
 
     def receive(self, data: bytes) -> None:
         """One frame, from anybody.  An error in it is the driver's to tell; it must not be lost, for nobody waits here."""
@@ -82,29 +86,31 @@ class Host:
         for vm, engine in enumerate(self.engines):
             if not engine.stirred and not engine.outbox and not engine.gated:
                 continue
-            if engine.busy and not self.failed:
+            busy = engine.busy
+            if busy and not self.failed:
                 try:
                     engine.turn()
                 except Exception as error:
                     self._fail(error)
+                busy = engine.busy
             if engine.gated:
                 gate.tell(engine, self._driver.setdefault(vm, []))
             outbox = engine.outbox
             if outbox:
-                engine.outbox = {}
-                for host, messages in outbox.items():
-                    engine.sent[host] = engine.sent.get(host, 0) + 1
+                for host, messages in engine.leaving().items():
                     # The clock of the part is the latest one, so it is not before any step that its messages follow from.
                     frames.setdefault(host, []).append((vm, engine.round, engine.clock, messages))
-            if engine.stirred and not engine.busy:
+            if not busy and engine.stirred:
                 engine.stirred = False
                 if not outbox and not engine.gated:  # else what was sent is still in flight, and its receiver has the last word
-                    self._driver.setdefault(vm, []).append((IDLE,))
-        self._count()
-        for vm, messages in self._driver.items():
-            engine_round = self.engines[vm].round if vm >= 0 else 0
-            frames.setdefault(DRIVER, []).append((vm, engine_round, 0, messages))
-        self._driver = {}
+                    self._driver.setdefault(vm, []).extend((self._counts(engine, 0), (IDLE,)))
+        if self._waves:
+            self._count()
+        if self._driver:
+            for vm, messages in self._driver.items():
+                engine_round = self.engines[vm].round if vm >= 0 else 0
+                frames.setdefault(DRIVER, []).append((vm, engine_round, 0, messages))
+            self._driver = {}
         for peer, parts in frames.items():
             try:
                 self.link.say(peer, parts)
@@ -159,10 +165,12 @@ class Host:
         """Answer the waves now that all that was sent is counted."""
         waves, self._waves = self._waves, []
         for vm, wave in waves:
-            engine = self.engines[vm]
-            sent = tuple(engine.sent.get(host, 0) for host in range(self.hosts))
-            received = tuple(engine.received.get(host, 0) for host in range(self.hosts))
-            self._driver.setdefault(vm, []).append((COUNTS, wave, engine.busy, sent, received))
+            self._driver.setdefault(vm, []).append(self._counts(self.engines[vm], wave))
+
+    def _counts(self, engine: Engine, wave: int) -> Message:
+        sent = tuple(engine.sent.get(host, 0) for host in range(self.hosts))
+        received = tuple(engine.received.get(host, 0) for host in range(self.hosts))
+        return (COUNTS, wave, engine.busy, sent, received)
 
     def _fail(self, error: Exception) -> None:
         if self.failed:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from ray.exceptions import RayError
 
@@ -63,7 +64,7 @@ class LiveOptions:
     duration: float | None = None
     #: bound the size of the driver's log: older rounds are dropped
     bounded_log: bool = False
-    #: keep what is needed to hold a round against the World; False only to measure what that costs
+    #: keep what is needed to hold a round against the World; False only to measure what that costs: rounds have no outcome then
     recording: bool = True
     #: steps are granted one by one
     gated: bool = False
@@ -74,16 +75,17 @@ class Round:
     """One round: how it ended, what is wrong with it, and its steps."""
 
     number: int
+    #: how it ended, in the scenario's words; "" if it was not judged
     outcome: str
     violations: list[Violation]
-    status: str  # terminal | violated | bounded
+    status: str  # terminal | violated | bounded | unjudged
     #: seconds from its begin to the last host's report
     seconds: float
     #: messages between actors, and those of them that left a host
     messages: int
     crossed: int
-    #: the same steps as the World took them when it checked the round; valid until the next round is checked
-    execution: Execution = field(repr=False)
+    #: the same steps as the World took them when it checked the round, valid until the next round is checked; None: unjudged
+    execution: Execution | None = field(repr=False)
 
     @property
     def bad(self) -> bool:
@@ -92,8 +94,8 @@ class Round:
 
     @property
     def schedule(self) -> list[tuple[str, str]]:
-        """(channel, label) of its steps in one order that the World repeats."""
-        return schedule_of(self.execution)
+        """(channel, label) of its steps in one order that the World repeats; none if it was not judged."""
+        return schedule_of(self.execution) if self.execution is not None else []
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,13 @@ class Aborted:
     host: str
     #: what is known of the first
     why: str
+
+
+def unjudged(done: Finished) -> Round:
+    """A round of which nobody can say how it ended, for its steps were not kept: it is counted, and claims nothing."""
+    messages = sum(report.said for report in done.reports)
+    crossed = sum(report.crossed for report in done.reports)
+    return Round(done.number, "", [], "unjudged", done.seconds, messages, crossed, None)
 
 
 class LiveRun:
@@ -138,7 +147,7 @@ class LiveRun:
         """How many hosts there are."""
         return self.plan.hosts if self.plan is not None else 0
 
-    def __enter__(self) -> LiveRun:
+    def __enter__(self) -> Self:
         try:
             if self.log_dir is not None:
                 self.events = EventLog(self.log_dir, "driver", debug=self.options.debug_steps, bounded=self.options.bounded_log)
@@ -296,6 +305,8 @@ class LiveRun:
 
     def _judge(self, done: Finished) -> Round:
         assert self.parity is not None
+        if not self.options.recording:
+            return unjudged(done)
         records = merge(done.reports)
         number = done.number
         try:

@@ -59,9 +59,9 @@ PING = 0x27
 
 # ---- from a host to the driver ------------------------------------------------------------------------------------------------
 
-#: Nothing is left to do here, and nothing was sent in the turn in which that came about.
+#: Nothing is left to do here, and nothing was sent in the turn in which that came about; COUNTS of wave 0 go before it.
 IDLE = 0x31
-#: (wave, busy, sent, received): parts by host number, since the round began.
+#: (wave, busy, sent, received): parts by host number, since the round began; wave 0: unasked.
 COUNTS = 0x32
 #: (log, cells, state, bounded, said, crossed): see cluster.parity.Report.
 REPORT = 0x33
@@ -104,6 +104,7 @@ _KINDS = {tag: tuple(kind for _, kind in fields) for tag, (_, fields) in FIELDS.
 
 #: What an ACCESS may do: the names it may use, by code.
 _NAMES: dict[int, Any] = {int(Code.LOAD): ("",), int(Code.STORE): ("",), int(Code.RMW): RMW, int(Code.AWAIT): AWAIT}
+_OPS = {(code, name) for code, names in _NAMES.items() for name in names}
 
 
 class FrameError(ClusterError):
@@ -167,6 +168,28 @@ def decode(data: bytes) -> Frame:
     return Frame(run, sender, incarnation, seq, tuple([_part(who, part) for part in parts]))
 
 
+def _is_common(item: Any) -> bool:
+    """Is it a sound message of one of the kinds that nearly all are?  What is not is looked at more closely."""
+    if type(item) is not tuple:
+        return False
+    size = len(item)
+    if size == 3:
+        tag, thread, value = item
+        return type(tag) is int and type(thread) is int and (tag == ANSWER or (tag == FLUSHED and type(value) is int))
+    if size == 7:
+        tag, thread, cell, code, fn, _, _ = item
+        return (
+            type(tag) is int
+            and tag == ACCESS
+            and type(thread) is int
+            and type(cell) is int
+            and type(code) is int
+            and type(fn) is str
+            and (code, fn) in _OPS
+        )
+    return size == 4 and type(item[0]) is int and item[0] == FLUSH and type(item[1]) is int and type(item[2]) is int
+
+
 def _part(who: str, part: Any) -> Part:
     if type(part) is not tuple or len(part) != 4:
         raise FrameError(f"a frame of {who} holds something that is not a part: {part!r:.80}")
@@ -174,6 +197,8 @@ def _part(who: str, part: Any) -> Part:
     if type(vm) is not int or type(round_) is not int or type(clock) is not int or type(messages) is not tuple:
         raise FrameError(f"a frame of {who} holds a part with a malformed head")
     for item in messages:
+        if _is_common(item):
+            continue
         if type(item) is not tuple or not item or type(item[0]) is not int or item[0] not in _KINDS:
             raise FrameError(f"a frame of {who} holds something that is not a message: {item!r:.80}")
         tag = item[0]
@@ -186,6 +211,6 @@ def _part(who: str, part: Any) -> Part:
             if kind is not None and type(item[at]) is not kind:
                 field = FIELDS[tag][1][at - 1][0]
                 raise FrameError(f"a frame of {who} holds the message {FIELDS[tag][0]} whose {field} is {item[at]!r:.80}")
-        if tag == ACCESS and (item[3] not in _NAMES or item[4] not in _NAMES[item[3]]):
+        if tag == ACCESS and (item[3], item[4]) not in _OPS:
             raise FrameError(f"a frame of {who} asks for an op that no host knows: code {item[3]}, {item[4]!r:.80}")
     return Part(vm, round_, clock, messages)

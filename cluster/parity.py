@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from heapq import merge as merge_sorted
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from actors.ops import Code
@@ -15,6 +18,21 @@ from racevisor.errors import NotDeterministic
 from racevisor.guard import unguarded
 from racevisor.scenario import Case
 from racevisor.world import Execution, World
+
+_THREAD = step.THREAD
+_LOAD, _STORE, _FENCE, _SEND = int(Code.LOAD), int(Code.STORE), int(Code.FENCE), int(Code.SEND)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """The steps of a round all stay until the next one: a collector that looks through them as they come finds nothing."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 class Report(NamedTuple):
@@ -38,11 +56,8 @@ def merge(reports: Sequence[Report]) -> list[Record]:
     A step that follows from another has a later clock, and two steps on one cell are in the log of one host; so any such order
     is one in which the World could have picked.
     """
-    return list(merge_sorted(*(report.log for report in reports), key=_clock))
-
-
-def _clock(record: Record) -> int:
-    return record[0]
+    # Each log is sorted, and sorted() makes use of that; of equal clocks it leaves the lower host's first.
+    return sorted(chain.from_iterable(report.log for report in reports), key=itemgetter(0))
 
 
 class Parity:
@@ -58,14 +73,16 @@ class Parity:
         self.threads = {numbers[thread.actor.name]: thread for thread in world.threads}
         self.per_cell = case.memory == "pso"
 
+    @_uncollected()
     def replay(self, round_: int, reports: Sequence[Report], records: Sequence[Record]) -> Execution:
         """Take the steps of a live round in the World; unlike a search, go on after a violation: the round did."""
         world = self.world
         world.reset()
         where = f"live round {round_} of {self.case}"
-        take = world.step
+        take, threads, equal = world.step, self.threads, self.equal
         for n, record in enumerate(records):
-            channel = self._channel(record)
+            thread = threads.get(record[2])
+            channel = thread.channel if thread is not None and record[1] == _THREAD else self._channel(record)
             if channel is None or channel.at < 0:
                 movable = ", ".join(sorted(c.name for c in world.movable)) or "nothing"
                 said = words(world.vm, self.case.memory, record)
@@ -73,7 +90,7 @@ class Parity:
                     f"{where}: step {n} was {said['channel']} ({said['label']}), but in the World only {movable} can move there"
                 )
             done = take(channel)
-            if not self.equal(done, record):
+            if not equal(done, record):
                 said = words(world.vm, self.case.memory, record)
                 raise NotDeterministic(
                     f"{where}: step {n} of {channel.name} was {said['label']}, but in the World it is {done.label}"
@@ -107,26 +124,27 @@ class Parity:
     def equal(self, done: step.Step, record: Record) -> bool:
         """Is the step of the World what was recorded live: the same op, the same cell, the same values?"""
         _, kind, _, code, where, after, result = record
+        cell = done.cell
+        if kind == _THREAD:
+            op = done.op
+            if op.code.real != code:
+                return False
+            if cell is not None:
+                if cell.index != where:
+                    return False
+                if code == _LOAD:
+                    return bool(done.result == result)
+                if code == _STORE:
+                    return bool(op.a == after)
+                return bool(done.after == after and done.result == result)
+            if code == _FENCE:
+                return bool(int(op.order) == after)
+            return code == _SEND and bool(op.a == self.world.vm.actors[where].name)
         if kind == step.CHOICE:
             return True
         if kind == step.IPI:
             return bool(done.after == after)
-        if kind == step.STORE_BUFFER:
-            return done.cell is not None and done.cell.index == where and bool(done.after == after)
-        op = done.op
-        if op.code != code:
-            return False
-        if code == Code.FENCE:
-            return bool(int(op.order) == after)
-        if code == Code.SEND:
-            return bool(op.a == self.world.vm.actors[where].name)
-        if done.cell is None or done.cell.index != where:
-            return False
-        if code == Code.LOAD:
-            return bool(done.result == result)
-        if code == Code.STORE:
-            return bool(op.a == after)
-        return bool(done.after == after and done.result == result)
+        return cell is not None and cell.index == where and bool(done.after == after)
 
     def compare(self, where: str, reports: Sequence[Report]) -> None:
         """Hold the cells and private states that the hosts brought home against the World's.  Raises NotDeterministic."""

@@ -102,12 +102,11 @@ class SocketWire:
         """The frames that are there."""
         frames: list[bytes] = []
         inbox = self.inbox
-        try:
-            while len(frames) < self.GULP:
-                frames.append(inbox.recv(zmq.NOBLOCK))
-        except zmq.Again:
-            if not frames and seconds and inbox.poll(int(seconds * 1000)):
-                return self.receive(0)
+        if seconds and not inbox.poll(int(seconds * 1000)):
+            return frames
+        # Asking costs less than half of what it costs to be told by an error.
+        while len(frames) < self.GULP and int(inbox.get(zmq.EVENTS)) & zmq.POLLIN:
+            frames.append(inbox.recv(zmq.NOBLOCK))
         return frames
 
     def close(self) -> None:

@@ -30,7 +30,6 @@ _LOAD, _STORE, _RMW, _FENCE, _AWAIT, _SEND, _CHOOSE = (
     Code.LOAD, Code.STORE, Code.RMW, Code.FENCE, Code.AWAIT, Code.SEND, Code.CHOOSE,
 )  # fmt: skip
 _WRITE = Order.WRITE
-_PROGRAM = (THREAD, CHOICE)
 
 
 class Stepper:
@@ -254,7 +253,7 @@ class Stepper:
                 if violation is not None:
                     violation.step = step.n
                     self.violations.append(violation)
-        if kind in _PROGRAM:
+        if kind == THREAD or kind == CHOICE:  # noqa: SIM109  a tuple costs more
             if op.code == _AWAIT:
                 cell.waiters.remove(thread)  # type: ignore[union-attr]
             if self.functions:
@@ -268,7 +267,13 @@ class Stepper:
             if op is None:
                 thread.coroutine = None
                 self._disable(thread.channel)
-            elif channel.at < 0 or thread.buffer is not None or op.code == _AWAIT or op.code == _CHOOSE or self.gate is not None:
+            elif (
+                channel.at < 0
+                or (thread.buffer is not None and thread.buffer.entries)
+                or op.code == _AWAIT
+                or op.code == _CHOOSE
+                or self.gate is not None
+            ):
                 self._arm(thread, op)  # else the next op may go on like this one
             if thread.actor.notes:
                 step.notes = thread.actor.notes[:]
@@ -319,16 +324,23 @@ class Stepper:
         """Which of the thread's posted stores may reach memory now?"""
         buffer = thread.buffer
         assert buffer is not None
+        if not buffer.per_cell and -1 in thread.flushes:  # one FIFO: its head may always leave
+            channel = thread.flushes[-1]
+            if not buffer.entries:
+                self._disable(channel)
+            elif channel.at < 0:
+                self._enable(channel)
+            return
         wanted = set()
         for entry in buffer.movable():
             key = entry.cell.index if buffer.per_cell else -1
             wanted.add(key)
-            channel = thread.flushes.get(key)
-            if channel is None:
+            head = thread.flushes.get(key)
+            if head is None:
                 name = buffer_name(thread.actor.name, entry.cell, self.memory)
-                channel = self._channel(name, STORE_BUFFER, thread, entry.cell if buffer.per_cell else None)
-                thread.flushes[key] = channel
-            self._enable(channel)
+                head = self._channel(name, STORE_BUFFER, thread, entry.cell if buffer.per_cell else None)
+                thread.flushes[key] = head
+            self._enable(head)
         for key, channel in thread.flushes.items():
             if key not in wanted:
                 self._disable(channel)

@@ -20,6 +20,7 @@ from actors.pcpu import Pcpu
 from actors.thread import Thread
 from actors.vm import Vm
 from cluster.conductor import Conductor, Finished
+from cluster.counts import Counts
 from cluster.engine import Engine, Record
 from cluster.host import Host
 from cluster.link import Link
@@ -363,14 +364,28 @@ def test_waiting_costs_nothing() -> None:
         late = net.queues.pop(key)
         while net.move() is not None:
             pass
-        before = net.conductor.waves
+        before = net.conductor.asked
         for host in net.hosts:
             for _ in range(1000):
                 host.turn()
-        assert net.conductor.waves == before and not any(net.queues.values())
+        assert net.conductor.asked == before and not any(net.queues.values())
         net.queues[key] = late
         assert net.judge(net.until_finished()).status == "terminal"
-        assert net.conductor.waves <= before + 3
+        assert net.conductor.asked <= before + 3
+
+
+def test_whoever_counted_too_early_is_named_by_the_counts_of_others() -> None:
+    """Only he is asked again, so that the end of a round costs a few questions and not one for each host."""
+    counts = Counts(3)
+    assert counts.busy == counts.unheard == {0, 1, 2} and not counts.exchanged
+    for host in range(3):
+        counts.put(host, False, (0, 0, 0), (0, 0, 0))
+    assert not counts.busy and not counts.early() and not counts.exchanged
+    counts.put(1, False, (0, 0, 2), (1, 0, 0))  # got what host 0 has sent since, and sent what host 2 has got since, or will
+    assert counts.early() == {0, 2} and counts.exchanged
+    counts.put(0, True, (0, 1, 0), (0, 0, 0))
+    counts.put(2, False, (0, 0, 0), (0, 2, 0))
+    assert not counts.early() and counts.busy == {0}
 
 
 def test_a_round_that_is_given_up_leaves_no_trace_in_the_next() -> None:

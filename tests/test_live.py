@@ -165,6 +165,13 @@ def test_a_stuck_machine_is_a_result_and_not_a_hang() -> None:
 
 
 @needs_ray
+def test_a_round_whose_steps_were_not_kept_claims_nothing() -> None:
+    """It is there to measure what keeping them costs: played and counted, and neither good nor bad."""
+    rounds = play(own_case(STUCK), 2, recording=False)
+    assert [(r.status, r.outcome, r.bad, r.schedule, r.messages) for r in rounds] == [("unjudged", "", False, [], 1)] * 2
+
+
+@needs_ray
 def test_a_livelock_ends_bounded() -> None:
     """A bounded round claims nothing: no outcome, no violation."""
     (only,) = play(own_case(LIVELOCK), 1, noise=None)
