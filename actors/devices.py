@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from actors.actor import Actor
+from actors.actor import Actor, Cell
 from actors.guest import APIC_DM_FIXED, APIC_DM_NMI
-from actors.ops import READ_ONCE, WRITE_ONCE
+from actors.ops import READ_ONCE, WRITE_ONCE, await_eq
 
 
 class Device(Actor):
@@ -21,12 +21,15 @@ class Device(Actor):
         self.level = level
         self.nmi = nmi
         self.times = times
+        self.armed: Cell | None = None  # nothing happens until it is True; None: armed from the start
         #: IOAPIC remote IRR: a level interrupt was sent and its EOI has not come back
         self.remote_irr = self.cell("remote_irr", False)
 
     async def run(self) -> None:
         """Raise the line; a level line whose EOI is outstanding stays asserted and sends nothing.  [ioapic.c ioapic_service]"""
         apic = self.vm.vcpus[self.target].apic
+        if self.armed is not None:
+            await await_eq(self.armed, True)
         for _ in range(self.times):
             if self.level:
                 if await READ_ONCE(self.remote_irr):

@@ -11,13 +11,13 @@ from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
 from actors.actor import Actor, Cell
-from actors.ops import READ_ONCE, WRITE_ONCE, Op, smp_mb, xchg
+from actors.ops import READ_ONCE, WRITE_ONCE, Op, await_eq, smp_mb, xchg
 
 APIC_DM_FIXED, APIC_DM_NMI, APIC_DM_INIT, APIC_DM_STARTUP = 0, 4, 5, 6
 #: ICR destination shorthands: none, self, all including self, all excluding self
 APIC_DEST_NOSHORT, APIC_DEST_SELF, APIC_DEST_ALLINC, APIC_DEST_ALLBUT = 0, 1, 2, 3
-#: the physical destination that every xAPIC takes for its own
-APIC_BROADCAST = 0xFF
+#: the physical destination that every xAPIC takes for its own; every x2APIC, whose ids have 32 bits
+APIC_BROADCAST, X2APIC_BROADCAST = 0xFF, 0xFFFFFFFF
 
 GuestProgram = Callable[["GuestCpu"], Coroutine["Insn", Any, Any]]
 
@@ -85,6 +85,10 @@ class GuestCpu:
     def mfence(self) -> Insn:
         """Full barrier."""
         return Insn("memory", op=smp_mb())
+
+    def wait_until(self, cell: Cell, value: Any) -> Insn:
+        """Spin until the cell holds `value`, in one step.  No interrupt gets through: store `value` before one is sent."""
+        return Insn("memory", op=await_eq(cell, value))
 
     async def spin_until(self, cell: Cell, value: Any, times: int) -> bool:
         """Load until the cell holds `value`, at most `times` times; says whether it did."""

@@ -101,7 +101,8 @@ class HypercallVcpu(Actor):
         self.id = vcpu_id
         self.kvm = kvm
         self.pcpu = Pcpu(vm, f"pcpu{vcpu_id}")
-        self.csd = CALL_QUEUED << vcpu_id  # of the function calls that this CPU makes on others
+        #: of the function calls that this CPU makes on others; the 16th bit is userspace's
+        self.csd = CALL_QUEUED << vcpu_id % 15
         vm.vcpus.append(self)
         self.requests = self.cell("requests", 0)
         self.stop = self.cell("stop", False)
@@ -110,6 +111,8 @@ class HypercallVcpu(Actor):
         self.long_mode, self.code64, self.cpl, self.cs_base = True, True, 0, 0
         self.old_abi = self.registers = False
         self.old_guest: Any = None  # see hypercall_page.py
+        self.up: Cell | None = None  # the guest runs this CPU only when another one has brought it up
+        self.brings_up: list[Cell] = []  # when it is done itself
         self.restores = ""  # the byte that the guest puts back before each round but the first
         self.end, self.fetches = end, fetches
         self.migrates: bool
@@ -160,6 +163,8 @@ class HypercallVcpu(Actor):
     async def run(self) -> None:
         """The VMM's vCPU thread."""
         self.load_registers()
+        if self.up is not None:
+            await await_eq(self.up, True)
         await self.vm.calls.guest_boot(self)
         while True:
             self.checkpoint("vcpu_run")
@@ -180,6 +185,8 @@ class HypercallVcpu(Actor):
                 if self.restores:
                     await WRITE_ONCE(self.kvm.text[2], self.restores)
             await vcpu_enter_guest(self)
+        for up in self.brings_up:
+            await WRITE_ONCE(up, True)
         self.finished = True
 
 

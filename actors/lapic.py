@@ -19,6 +19,7 @@ from actors.guest import (
     APIC_DM_INIT,
     APIC_DM_NMI,
     APIC_DM_STARTUP,
+    X2APIC_BROADCAST,
 )
 from actors.ops import READ_ONCE, WRITE_ONCE, atomic_fetch_add, clear_bit, set_bit, smp_rmb, smp_wmb, test_and_set_bit, xchg
 from actors.requests import (
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from actors.vcpu import Vcpu
 
 KVM_APIC_INIT, KVM_APIC_SIPI = 0, 1
+XAPIC_IDS = 255  # 0 to 0xFE
 
 
 class Lapic(Actor):
@@ -70,9 +72,10 @@ def _destinations(me: Vcpu, dest: int, shorthand: int) -> list[Vcpu]:
         return [me]
     if shorthand == APIC_DEST_ALLBUT:
         return [vcpu for vcpu in vcpus if vcpu is not me]
-    if shorthand == APIC_DEST_ALLINC or dest == APIC_BROADCAST:
+    # A vCPU's number is its APIC ID.  Where those do not fit into 8 bits, the guest has switched all of them to x2APIC mode.
+    if shorthand == APIC_DEST_ALLINC or dest == (APIC_BROADCAST if len(vcpus) <= XAPIC_IDS else X2APIC_BROADCAST):
         return vcpus
-    return vcpus[dest : dest + 1]  # a vCPU's number is its APIC ID
+    return vcpus[dest : dest + 1]
 
 
 async def apic_accept_irq(me: Actor, apic: Lapic, mode: int, vector: int, level: bool, trig_mode: bool) -> int:

@@ -28,15 +28,18 @@ MEMORY, READ_ONLY, NONE = "memory", "memory, read-only", ""  # sptes; an MMIO sp
 class MmioVm(Actor):
     """Two arrays of one slot that take turns, and one spte."""
 
-    def __init__(self, vm: Any, name: str, slot: str, spte: Any, generation: int) -> None:
+    def __init__(self, vm: Any, name: str, slot: str, spte: Any, generation: int, vcpus: int = 1) -> None:
         super().__init__(vm, name)
         self.memslots = self.cell("memslots", 0)
         self.slots = (self.cell("slots0[0]", slot), self.cell("slots1[0]", slot))
         self.generation = (self.cell("slots0.generation", generation), self.cell("slots1.generation", generation))
         self.mmu_lock = Lock(self.cell("mmu_lock", ""))
         self.spte = self.cell("spte", spte)
-        self.irq = self.cell("irq", "")
-        self.srcu = Srcu(vm, "srcu", ["vcpu0"])
+        #: by the name of the vCPU that the interrupt goes to
+        self.irqs = {f"vcpu{i}": self.cell(f"irq{i or ''}", "") for i in range(vcpus)}
+        #: Many vCPUs touch the frame for long, one userspace is done in no time: so vCPU1 asks for the memory while they do.
+        self.asked = self.cell("asked", False) if vcpus > 1 else None
+        self.srcu = Srcu(vm, "srcu", [*self.irqs])
 
     def value_name(self, cell: Cell, value: Any) -> str:
         """Generations and sptes in words."""
@@ -181,9 +184,12 @@ async def emulated_write(vcpu: MmioVcpu) -> str:
 
 async def probes_then_uses(vcpu: MmioVcpu) -> str:
     """The guest touches the frame twice at some time; told that memory is there, it does so again, one way or the other."""
+    kvm = mmio_vm(vcpu.vm)
     vcpu.first = await guest_writes_until_done(vcpu)
+    if kvm.asked is not None and vcpu.name == "vcpu1":
+        await WRITE_ONCE(kvm.asked, True)
     vcpu.first = await guest_writes_until_done(vcpu)  # by what was remembered
-    await await_eq(mmio_vm(vcpu.vm).irq, "memory")
+    await await_eq(kvm.irqs[vcpu.name], "memory")
     vcpu.second = await (emulated_write(vcpu) if await choose(2) else guest_writes_until_done(vcpu))
     return f"{vcpu.first}, then {vcpu.second}"
 
@@ -217,11 +223,14 @@ async def kvm_swap_active_memslots(me: Task, new: int) -> None:
 
 
 async def plugs_memory(me: Task) -> str:
-    """Userspace creates a slot, and tells the guest when that is done."""
+    """Userspace creates a slot, and tells the guest when that is done: each of its CPUs."""
     kvm = mmio_vm(me.vm)
+    if kvm.asked is not None:
+        await await_eq(kvm.asked, True)
     await WRITE_ONCE(kvm.slots[1], SLOT)
     await me.vm.calls.kvm_swap_active_memslots(me, 1)
-    await xchg(kvm.irq, "memory")
+    for irq in kvm.irqs.values():
+        await xchg(irq, "memory")
     return "created a slot"
 
 

@@ -31,7 +31,8 @@ from actors.ops import (
     local_rmw,
 )
 
-#: the bits of all callers of smp_call_function_many(): at most 16
+#: The bits of the callers of smp_call_function_many(): 16.  Who shares one may wait for the other's call as well, never for less:
+#: the handler runs all that is queued.
 CALLS = 0xFFFF * CALL_QUEUED
 
 

@@ -5,6 +5,7 @@ from actors.vm import Vm
 from racevisor.monitor import Monitor, Violation
 from racevisor.scenario import Always, Claim, Never, Scenario, Setup, Sometimes, Variant
 from racevisor.step import Step
+from racevisor.together import alike, some
 
 __version__ = "0.1.0"
 
@@ -22,4 +23,6 @@ __all__ = [
     "Violation",
     "Vm",
     "__version__",
+    "alike",
+    "some",
 ]

@@ -109,7 +109,7 @@ from actors.hypercall_vmm import Migration, Userspace, delete_slot, poker, reade
 from actors.ops import IN_GUEST
 from actors.ops import Code as OpCode
 from actors.thread import Thread
-from racevisor import Always, Claim, Monitor, Never, Scenario, Setup, Sometimes, Step, Variant, Violation, Vm
+from racevisor import Always, Claim, Monitor, Never, Scenario, Setup, Sometimes, Step, Variant, Violation, Vm, alike
 
 # fmt: off
 Table = dict[str, Callable[..., Any]]
@@ -238,31 +238,35 @@ def cells(setup: str) -> tuple[str, ...]:
 
 
 class WholeFetch(Monitor):
-    """A vCPU fetches the whole old instruction or the whole new one; `emulator`: what KVM's emulator fetches for it is judged."""
+    """vCPUs fetch the whole old instruction or the whole new one; `emulator`: what KVM's emulator fetches for them is judged.
+
+    Of few vCPUs each has one of these, for a search orders the steps on all that one looks at; many share one, for each step on
+    a byte is shown to all that watch it.
+    """
 
     check = "H-I1"
 
-    def __init__(self, vcpu: HypercallVcpu, *, emulator: bool) -> None:
-        self.text = vcpu.kvm.text[: vcpu.fetches]
-        super().__init__(self.text, reads=[vcpu.pcpu.cpu], got=())
-        self.vcpu = vcpu
+    def __init__(self, vcpus: list[HypercallVcpu], *, emulator: bool) -> None:
+        self.text = vcpus[0].kvm.text[: vcpus[0].fetches]
+        super().__init__(self.text, reads=[vcpu.pcpu.cpu for vcpu in vcpus], **{vcpu.name: () for vcpu in vcpus})
+        self.cpus = {vcpu.name: vcpu.pcpu.cpu for vcpu in vcpus}
         self.emulator = emulator
         old = tuple(cell.init for cell in self.text)
         self.whole = (old, (*NATIVE[INTEL], *old[3:]))
         self.number: dict[Any, int] = {cell: nr for nr, cell in enumerate(self.text)}
 
     def on_step(self, step: Step) -> Violation | None:
-        in_guest = bool(self.vcpu.pcpu.cpu.value & IN_GUEST)
-        if step.kind or step.op.code != OpCode.LOAD or step.thread != self.vcpu.name or in_guest == self.emulator:
+        name, cpu = step.thread, self.cpus.get(step.thread)
+        if step.kind or step.op.code != OpCode.LOAD or cpu is None or bool(cpu.value & IN_GUEST) == self.emulator:
             return None
         nr = self.number[step.cell]
-        got = self.ghost["got"] = (*self.ghost["got"][:nr], step.result)
-        self.where[f"byte {nr}"] = step.n
+        got = self.ghost[name] = (*self.ghost[name][:nr], step.result)
+        self.where[f"{name}, byte {nr}"] = step.n
         if len(got) < len(self.text) or got in self.whole:
             return None
         who = "emulator" if self.emulator else "CPU"
-        text = f"{self.vcpu.name}'s {who} fetches {' '.join(got)}: neither old nor new"
-        return Violation(self.check, text, tuple(self.where[f"byte {i}"] for i in range(len(got))))
+        text = f"{name}'s {who} fetches {' '.join(got)}: neither old nor new"
+        return Violation(self.check, text, tuple(self.where[f"{name}, byte {i}"] for i in range(len(got))))
 
 
 class ShipsDirty(Monitor):
@@ -302,6 +306,7 @@ TEXT: dict[str, Code] = {
     **dict.fromkeys(("native", "compat", "mode32", "user_mode", "leftover", "exit_lost", "first_call_amd"), VMCALL),
 }  # fmt: skip
 RACES = ("smp", "prefixed", "emulator_fetch")
+FIRST = 8  # vCPUs that come to the site at once
 #: judged for registers; for where a hypercall ends, and how often it is #UD
 REGISTERS = ("first_call", "first_call_amd", "native", "compat", "mode32", "user_mode", "leftover", "exit_lost", "prefixed_amd")
 ENDS = ("smp", "straddle", "migration", "precopy", "prefix_twice", "poke")
@@ -310,13 +315,13 @@ ONCE = ("smp", "migration", "precopy", "prefix_twice", "first_call", "first_call
 
 
 class HypercallPatching(Scenario):
-    """Two vCPUs and one hypercall instruction, which is the other vendor's."""
+    """Two vCPUs or more, and one hypercall instruction, which is the other vendor's."""
 
     name = "hypercall_patching"
     patch = "7aa81cc04781 KVM: Refactor hypercall infrastructure (v3) (2007)"
     functions = {**HYPERCALL_FUNCTIONS, "vcpu_register_para": vcpu_register_para}
     max_steps = 2_000
-    max_vcpus = 4
+    max_vcpus = 1024
     variants = VARIANTS
     setups = {
         "smp": Setup("both vCPUs make the same hypercall; before: vCPU0 registers its page, vCPU1 calls it meanwhile",
@@ -368,7 +373,8 @@ class HypercallPatching(Scenario):
     def build(self, vm: Vm, setup: str) -> None:
         """vCPU0, and vCPU1 where there is a race."""
         old = vm.calls.guest_boot is guest_registers and setup not in ("rewrite", "other_ud", "poke", "ring3_zaps")
-        text = (INT3,) * (8 if setup == "two_pages" else 4) if old else TEXT.get(setup, VMMCALL)  # old: what it registers
+        pages = vm.size if setup == "two_pages" else 1  # that an old guest registers
+        text = (INT3,) * 4 * pages if old else TEXT.get(setup, VMMCALL)
         kvm = Kvm(vm, text, host=AMD if setup.endswith("_amd") else INTEL, writable=setup != "read_only",
                   straddles=setup == "straddle" and not old, removable=setup == "slot_removed")  # fmt: skip
         pointer = kvm.pointer if setup == "two_pages" else None
@@ -387,6 +393,8 @@ class HypercallPatching(Scenario):
                          exit_reason=KVM_EXIT_HYPERCALL if setup == "leftover" else 0)  # fmt: skip
             paras.append(ParaState(vm, f"para{i}", HYPERCALL + i * PAGE_SIZE * (setup == "two_pages")))
             vcpu.old_guest = OldGuest(paras[i], pointer, chooses=setup == "register")
+        if not old:
+            self.bring_up(self.vcpus_of(vm))
         if setup in ("migration", "precopy", "exit_lost"):
             ships = {TEXT_PAGE: kvm.text[:3], PARA_PAGE: [paras[0].host_version, paras[0].ret] if old else []}
             Migration(vm, kvm, AMD if setup == "migration" else INTEL, ships, int(setup == "precopy"))
@@ -395,6 +403,17 @@ class HypercallPatching(Scenario):
             Thread(vm, "vcpu1", others[setup])
         if setup == "slot_removed":
             Userspace(vm, "userspace", delete_slot)
+
+    def bring_up(self, vcpus: list[HypercallVcpu]) -> None:
+        """The first few come to the site at once, and each that is done brings up two more.
+
+        Each vCPU that takes the #UD has all others flushed: if all of them came at once, that would be a flush of all by all.
+        The later ones fetch while the first ones still zap and write.
+        """
+        for i, vcpu in enumerate(vcpus[FIRST:]):
+            assert vcpu.kvm.vm.memory is not None
+            vcpu.up = vcpu.kvm.vm.memory.cell(f"up{vcpu.id}", False)
+            vcpus[i // 2].brings_up.append(vcpu.up)
 
     def vcpus_of(self, vm: Vm) -> list[HypercallVcpu]:
         """The vCPUs that execute hypercalls."""
@@ -408,7 +427,9 @@ class HypercallPatching(Scenario):
         if vm.setup == "slot_removed":
             return [FreedPage(kvm, [actor for actor in vm.actors if isinstance(actor, ParaState)])]
         emulator = vm.setup == "emulator_fetch"
-        return [WholeFetch(v, emulator=emulator) for v in self.vcpus_of(vm)] if vm.setup in RACES else []
+        vcpus = self.vcpus_of(vm) if vm.setup in RACES else []
+        together = [[v] for v in vcpus] if len(vcpus) <= self.vcpus else [vcpus]
+        return [WholeFetch(those, emulator=emulator) for those in together]
 
     def stuck(self, vm: Vm) -> list[Violation]:
         """Everything else is judged at the end: what was fetched, what became of registers and memory, who still waits."""
@@ -471,7 +492,7 @@ class HypercallPatching(Scenario):
 
     def outcome(self, vm: Vm) -> str:
         """What each vCPU got."""
-        return "; ".join(
-            f"{v.name} {v.fault or ('RAX ' + ', '.join(map(str, v.results)) if v.finished else 'waits')}"
+        return alike(
+            (v.name, f" {v.fault or ('RAX ' + ', '.join(map(str, v.results)) if v.finished else 'waits')}")
             for v in self.vcpus_of(vm)
         )

@@ -12,18 +12,19 @@ In the kernel's sources: vcpu_enter_guest() of 3.8 never looks at mp_state again
 next exit (set-up init_only of "before"; why I-I6 is not promised there); a vCPU's reset sets KVM_REQ_EVENT itself; the order of
 I-M24 (irr_pending before the IRR bit) is the real code of 3.8 to 3.18, fixed in 3.19.
 
-Modelled: xAPIC ICR writes, the run loop with requests, mode, kicks and IPIs, HLT and wake-up, KVM_GET/SET_MP_STATE.
+Modelled: ICR writes (x2APIC where there are more than 255 vCPUs), the run loop with requests, mode, kicks and IPIs, HLT and
+wake-up, KVM_GET/SET_MP_STATE.
 Left out: SMM, nested guests, APICv, TPR.  The run loop around the patched functions is the one of later kernels (barriers in
 request and kick); 3.8 to 3.11 have none there and rely on x86's locked instructions.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 from actors import ops
 from actors.actor import Actor, Cell
 from actors.devices import Device
-from actors.guest import APIC_DM_INIT, APIC_DM_STARTUP, GuestCpu, GuestProgram, busy, idle
+from actors.guest import APIC_DM_INIT, APIC_DM_STARTUP, busy, idle
 from actors.lapic import KVM_APIC_INIT, KVM_APIC_SIPI, Lapic, accept_init, accept_sipi, kvm_apic_has_interrupt, kvm_lapic_reset
 from actors.ops import IN_GUEST, READ_ONCE, WRITE_ONCE, set_bit, smp_rmb, smp_wmb, test_and_clear_bit, test_and_set_bit, xchg
 from actors.requests import (
@@ -36,10 +37,11 @@ from actors.requests import (
     kvm_make_request,
     kvm_vcpu_kick,
 )
+from actors.startup import idle_after, migrate, no_eoi, run_on, send
 from actors.sync import TASK_INTERRUPTIBLE
-from actors.userspace import Userspace, kvm_arch_vcpu_ioctl_get_mpstate, kvm_arch_vcpu_ioctl_set_mpstate
+from actors.userspace import Userspace
 from actors.vcpu import RESET_CS_BASE, Vcpu, kvm_arch_interrupt_allowed
-from racevisor import Always, Claim, Monitor, Scenario, Setup, Sometimes, Step, Variant, Violation, Vm
+from racevisor import Always, Claim, Monitor, Scenario, Setup, Sometimes, Step, Variant, Violation, Vm, alike
 
 
 # One blank line between functions from here to `fmt: on`, so that a version is seen on one screen.
@@ -231,33 +233,6 @@ STARTS = ("plain", "irq", "two_rounds", "stale_sipi")  # the set-ups in which vC
 # catch; every other mutant has the verdicts there that it has in plain (INIT's missing kick is made up for by the SIPI's, ...).
 LARGE = ("before", "seed", "latch", "today", "I-M7", "I-M12", "I-M14")
 
-def send(targets: Iterable[int], *ipis: tuple[int, int]) -> GuestProgram:
-    """A guest program that writes the ICR for each of (mode, vector), back to back, to one target after the other; and halts."""
-
-    async def sender(cpu: GuestCpu) -> None:
-        for dest in targets:
-            for mode, vector in ipis:
-                await cpu.write_icr(dest, mode, vector)
-
-    return sender
-
-async def run_on(cpu: GuestCpu) -> None:
-    """What the AP starts with: it runs and never halts."""
-    await cpu.compute()
-
-async def no_eoi(cpu: GuestCpu) -> None:
-    """A handler that has not come to its EOI yet."""
-
-async def migrate(me: Userspace) -> None:
-    """SIPI is sent; then the vCPU moves to a destination whose APIC has latched nothing; then the next one."""
-    for ap in me.vm.vcpus[1:]:
-        await me.vm.calls.apic_accept_irq(me, ap.apic, *SIPI2, True, False)
-        await me.pause(ap)
-        state = await kvm_arch_vcpu_ioctl_get_mpstate(me, ap)
-        await WRITE_ONCE(ap.apic.pending_events, 0)
-        await kvm_arch_vcpu_ioctl_set_mpstate(me, ap, state)
-        await me.resume(ap)
-
 def sometimes(*setups: str, word: Claim = Sometimes) -> dict[str, Claim]:
     """The claim for set-ups whose bad outcome is met on some schedules."""
     return dict.fromkeys(setups, word)
@@ -365,10 +340,10 @@ class Check(Monitor):
 
 
 class InitSipi(Scenario):
-    """INIT and SIPI to a vCPU that is about to halt; more vCPUs are as vCPU1 is, and started one by one [smpboot.c smp_init]."""
+    """INIT and SIPI to a vCPU that is about to halt; more vCPUs are started so one by one [smpboot.c smp_init]."""
 
     name = "init_sipi"
-    max_vcpus = 255  # xAPIC: 0xFF is the broadcast
+    max_vcpus = 1024  # KVM_MAX_VCPUS since 2021; 255 when the patch was made
     patch = "66450a21f996 KVM: x86: Rework INIT and SIPI handling (2013)"
     fixed = "latch"
     setups = {
@@ -420,10 +395,13 @@ class InitSipi(Scenario):
         vm.add_vcpus(vm.size, vectors=(IRQ,) if interrupted else ())
         bsp, *aps = vm.vcpus
         rounds = {"init_only": (INIT,), "two_rounds": (INIT, SIPI1, INIT, SIPI2)}.get(setup, (INIT, SIPI2))
-        bsp.programs[0] = send(range(1, vm.size), *rounds) if setup in (*STARTS, "init_only") else idle
+        turn = self.turns(vm) if setup in STARTS else {}
+        bsp.programs[0] = send(range(1, vm.size), *rounds, turn=turn) if setup in (*STARTS, "init_only") else idle
         for ap in aps:
             ap.mp_state.init = KVM_MP_STATE_HALTED if setup == "irq" else KVM_MP_STATE_RUNNABLE
             ap.programs = {0: busy if setup in ("irq", "init_only") else idle, FIRST << 12: run_on, SECOND << 12: run_on}
+            if ap.id in turn and setup != "irq":
+                ap.programs[0] = idle_after(turn[ap.id])
             if setup == "irq":
                 ap.irq_handler = no_eoi
                 ap.private(if_flag=True)
@@ -434,11 +412,20 @@ class InitSipi(Scenario):
             if setup in ("stale_sipi", "level_irq"):  # it is about to look for events and interrupts anyway
                 ap.requests.init = 1 << KVM_REQ_EVENT
             if interrupted:
-                Device(vm, f"timer{ap.id - 1}", ap.id, IRQ, level=setup == "level_irq", times=2 if setup == "edge_irqs" else 1)
+                times = 2 if setup == "edge_irqs" else 1
+                Device(vm, f"timer{ap.id - 1}", ap.id, IRQ, level=setup == "level_irq", times=times).armed = turn.get(ap.id)
         if setup == "bsp_init":
             aps[0].programs[0] = send([0], *rounds)
         elif setup == "migration":
-            Userspace(vm, "userspace", migrate)
+            Userspace(vm, "userspace", migrate(*SIPI2))
+
+    def turns(self, vm: Vm) -> dict[int, Cell]:
+        """From the third vCPU on: the word by which it, or its timer, learns that it is the next one.
+
+        vCPU0 starts one after the other.  Without that, all but the first ones sleep by then, and have nothing to lose.
+        """
+        cells = vm.guest_memory(**{f"turn{i}": False for i in range(2, vm.size)}) if vm.size > 2 else None
+        return {i: getattr(cells, f"turn{i}") for i in range(2, vm.size)}
 
     def targets(self, vm: Vm) -> list[Vcpu]:
         """The vCPUs that INIT is sent to, or that are interrupted."""
@@ -493,7 +480,4 @@ class InitSipi(Scenario):
 
     def outcome(self, vm: Vm) -> str:
         """Where the targets ended, those that ended alike together."""
-        ends: dict[str, list[str]] = {}
-        for v in self.targets(vm):
-            ends.setdefault(v.waits_for(), []).append(v.name)
-        return "; ".join(f"{', '.join(v[:4])}{f' and {len(v) - 4} more' * (len(v) > 4)} {where}" for where, v in ends.items())
+        return alike(((v.name, f" {v.waits_for()}") for v in self.targets(vm)), apart=0)

@@ -51,7 +51,7 @@ from actors.mmio import (
     unplugs_memory,
     untagged_in_cache,
 )
-from racevisor import Monitor, Never, Scenario, Setup, Sometimes, Step, Variant, Violation, Vm
+from racevisor import Monitor, Never, Scenario, Setup, Sometimes, Step, Variant, Violation, Vm, alike, some
 
 NEXT: dict[str, Callable[..., Any]] = {"kvm_swap_active_memslots": install_with_next, "check_mmio_spte": check_spte_whatever}
 ODD: dict[str, Callable[..., Any]] = {"kvm_swap_active_memslots": install_odd, "check_mmio_spte": check_spte_whatever}
@@ -73,11 +73,12 @@ class Zapped(Monitor):
 
 
 class MemslotGenerations(Scenario):
-    """Memory is plugged in where a vCPU thinks there is a device."""
+    """Memory is plugged in where a vCPU thinks there is a device; more vCPUs touch the same frame."""
 
     name = "memslot_generations"
     patch = "ee3d1570b586 kvm: fix potentially corrupt mmio cache; 56f17dd3fbc4 kvm: x86: fix stale mmio cache bug (2014)"
     vcpus = 1
+    max_vcpus = 1024
     fixed = "gen_first"
     live = "plug"
     claims: ClassVar = {"wrap": Sometimes}
@@ -113,13 +114,14 @@ class MemslotGenerations(Scenario):
     def build(self, vm: Vm, setup: str) -> None:
         """Frame 0."""
         if setup == "unplug":
-            MmioVm(vm, "kvm", SLOT, READ_ONLY, 0)
+            MmioVm(vm, "kvm", SLOT, READ_ONLY, 0, vm.size)
         elif setup == "wrap":
             odd = vm.calls.kvm_swap_active_memslots is install_odd
-            MmioVm(vm, "kvm", NO_SLOT, ("mmio", 0), 2 if odd else 3)
+            MmioVm(vm, "kvm", NO_SLOT, ("mmio", 0), 2 if odd else 3, vm.size)
         else:
-            MmioVm(vm, "kvm", NO_SLOT, ("mmio", 0) if setup == "known" else NONE, 0)
-        MmioVcpu(vm, "vcpu0", guest_writes_until_done if setup == "unplug" else probes_then_uses)
+            MmioVm(vm, "kvm", NO_SLOT, ("mmio", 0) if setup == "known" else NONE, 0, vm.size)
+        for i in range(vm.size):
+            MmioVcpu(vm, f"vcpu{i}", guest_writes_until_done if setup == "unplug" else probes_then_uses)
         Task(vm, "userspace", unplugs_memory if setup == "unplug" else plugs_memory)
 
     def monitors(self, vm: Vm) -> list[Monitor]:
@@ -128,14 +130,14 @@ class MemslotGenerations(Scenario):
 
     def exists(self, vm: Vm) -> bool | str:
         """The guest was told that there is memory, and its store went to a device."""
-        vcpu: Any = vm.by_name["vcpu0"]
-        return vcpu.second == "MMIO" and "the guest was told that memory is there, and its store to it goes to a device"
+        found = any(actor.second == "MMIO" for actor in vm.actors if isinstance(actor, MmioVcpu) and vm.in_question(actor))
+        return found and "the guest was told that memory is there, and its store to it goes to a device"
 
     def stuck(self, vm: Vm) -> list[Violation]:
         """All come to an end."""
         waiting = [actor.name for actor in vm.actors if isinstance(actor, Task) and vm.in_question(actor) and not actor.end]
-        return [Violation("M-L1", f"{', '.join(waiting)} never end")] if waiting else []
+        return [Violation("M-L1", f"{some(waiting)} never end")] if waiting else []
 
     def outcome(self, vm: Vm) -> str:
         """How the threads ended."""
-        return "; ".join(f"{actor.name}: {actor.end}" for actor in vm.actors if isinstance(actor, Task))
+        return alike((actor.name, f": {actor.end}") for actor in vm.actors if isinstance(actor, Task) and vm.in_question(actor))

@@ -151,12 +151,12 @@ class PageUse(Monitor):
 
 
 class VcpuRequests(Scenario):
-    """What a vCPU is told while it enters, sleeps, walks a page table or runs; more vCPUs are asked in turn."""
+    """What a vCPU is told while it enters, sleeps, walks a page table or runs; more vCPUs are told by one thread each."""
 
     name = "vcpu_requests"
     patch = "e9571ed54b2a, e5c239cfd5b0, 84261923d3dd, b95234c84004: the races of the vCPU loop (2008 to 2017)"
     vcpus = 1
-    max_vcpus = 8
+    max_vcpus = 1024
     fixed = "today"
     live = "posted"
     functions = {**run_loop.FUNCTIONS, **remote_flush.FUNCTIONS, **posted_intr.FUNCTIONS}
@@ -299,7 +299,11 @@ class VcpuRequests(Scenario):
         if setup in ("flush", "flush_halted", "walker"):
             Mmu(vm).vcpus = vcpus
         for n, (name, body) in enumerate(ASKING[setup].items()):
-            Thread(vm, name, to_the_end(body), csd=CALL_QUEUED << n, done=False)
+            # Who tells one vCPU at a time would find all but the first ones at rest: so each vCPU has one who tells it.
+            told = [[vcpu] for vcpu in vcpus] if name in ONE_EACH else [vcpus]
+            for i, those in enumerate(told):
+                thread: Any = Thread(vm, f"{name}{i or ''}", to_the_end(body), csd=CALL_QUEUED << n, done=False)
+                thread.told = those
 
     def monitors(self, vm: Vm) -> list[Monitor]:
         """Safety."""
@@ -358,52 +362,52 @@ def where(vcpu: VcpuLoop) -> str:
 
 
 async def publish_one(me: Any) -> None:
-    """One request to every vCPU."""
-    for vcpu in loops(me.vm):
+    """One request to each."""
+    for vcpu in me.told:
         await me.vm.calls.publish(me, vcpu, 1)
 
 
 async def publish_two(me: Any) -> None:
-    """Two requests to every vCPU."""
-    for vcpu in loops(me.vm):
+    """Two requests to each."""
+    for vcpu in me.told:
         await me.vm.calls.publish(me, vcpu, 1)
         await me.vm.calls.publish(me, vcpu, 2)
 
 
 async def wake_all(me: Any) -> None:
-    """The page of every vCPU is there."""
-    for vcpu in loops(me.vm):
+    """The page of each is there."""
+    for vcpu in me.told:
         await me.vm.calls.async_pf_execute(me, vcpu)
 
 
 async def post_one(me: Any) -> None:
-    """One interrupt to every vCPU."""
-    for vcpu in loops(me.vm):
+    """One interrupt to each."""
+    for vcpu in me.told:
         await me.vm.calls.vmx_deliver_posted_interrupt(me, vcpu, 0)
 
 
 async def post_two(me: Any) -> None:
-    """Two interrupts to every vCPU."""
-    for vcpu in loops(me.vm):
+    """Two interrupts to each."""
+    for vcpu in me.told:
         await me.vm.calls.vmx_deliver_posted_interrupt(me, vcpu, 0)
         await me.vm.calls.vmx_deliver_posted_interrupt(me, vcpu, 1)
 
 
 async def signal_all(me: Any) -> None:
-    """A signal to every vCPU's thread."""
-    for vcpu in loops(me.vm):
+    """A signal to the thread of each."""
+    for vcpu in me.told:
         await signal_wake_up(vcpu)
 
 
 async def preempt_all(me: Any) -> None:
-    """Another task is to run on every CPU."""
-    for vcpu in loops(me.vm):
+    """Another task is to run on the CPU of each."""
+    for vcpu in me.told:
         await resched_curr(vcpu)
 
 
 async def fire(me: Any) -> None:
-    """A timer on every CPU."""
-    for vcpu in loops(me.vm):
+    """A timer on the CPU of each."""
+    for vcpu in me.told:
         await vcpu.pcpu.host_timer()
 
 
@@ -428,6 +432,8 @@ def to_the_end(body: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return run
 
 
+#: threads of which each vCPU has its own
+ONE_EACH = ("kicker", "waker", "sender", "userspace", "scheduler", "timer")
 #: by set-up: who wants something of the vCPUs
 ASKING: dict[str, dict[str, Callable[[Any], Any]]] = {
     "entry": {"kicker": publish_one},
