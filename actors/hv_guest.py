@@ -113,65 +113,86 @@ async def computing(cpu: GuestCpu) -> None:
     await cpu.compute()
 
 
+# ---- another vCPU and userspace, which go from page to page if there are several: for_each_present_cpu()
+
+
+def from_page(vcpu: HvVcpu, message: str) -> str:
+    """How another vCPU remembers a message: with the number of the page that it was in, but for the first page."""
+    return message if vcpu.id == 0 else f"{vcpu.id}:{message}"
+
+
 async def walk_page(me: Any) -> None:
-    """vCPU1 empties the slot if there is something in it, whatever it is."""
-    slot = me.vm.vcpus[0].synic.slots[SINT]
-    seen = await READ_ONCE(slot.type)
-    if seen != HVMSG_NONE and await cmpxchg(slot.type, seen, HVMSG_NONE) == seen:
-        me.taken = (*me.taken, UNSEEN)
+    """A neighbour empties slots if there is something in them, whatever it is."""
+    for vcpu in me.vm.vcpus:
+        await empty_slot_of(me, vcpu, await READ_ONCE(vcpu.synic.slots[SINT].type), read=False)
 
 
 async def poll_page(me: Any) -> None:
-    """The same, once there is something: vCPU1 polls."""
-    slot = me.vm.vcpus[0].synic.slots[SINT]
-    seen = await await_bits(slot.type, -1)
-    if await cmpxchg(slot.type, seen, HVMSG_NONE) == seen:
-        me.taken = (*me.taken, UNSEEN)
+    """The same, once there is something in the first page: the neighbour polls."""
+    await poll_pages(me, read=False)
 
 
 async def read_page(me: Any) -> None:
-    """vCPU1 polls too, and copies the payload before it empties the slot."""
-    slot = me.vm.vcpus[0].synic.slots[SINT]
-    seen = await await_bits(slot.type, -1)
-    payload = await READ_ONCE(slot.payload)
-    if await cmpxchg(slot.type, seen, HVMSG_NONE) == seen:
-        me.taken = (*me.taken, payload)
+    """The neighbour polls too, and copies the payload before it empties a slot."""
+    await poll_pages(me, read=True)
+
+
+async def poll_pages(me: Any, *, read: bool) -> None:
+    """Wait for a message in the first page; then look once into each other one."""
+    first, *others = me.vm.vcpus
+    await empty_slot_of(me, first, await await_bits(first.synic.slots[SINT].type, -1), read=read)
+    for vcpu in others:
+        await empty_slot_of(me, vcpu, await READ_ONCE(vcpu.synic.slots[SINT].type), read=read)
+
+
+async def empty_slot_of(me: Any, vcpu: HvVcpu, seen: int, *, read: bool) -> bool:
+    """Empty the slot that held a message of type `seen`; whether that was done, and was needed."""
+    slot = vcpu.synic.slots[SINT]
+    if seen == HVMSG_NONE:
+        return False
+    payload = await READ_ONCE(slot.payload) if read else UNSEEN
+    if await cmpxchg(slot.type, seen, HVMSG_NONE) != seen:
+        return False
+    me.taken = (*me.taken, from_page(vcpu, payload))
+    return True
 
 
 async def read_and_eom(me: Any) -> None:
-    """vCPU1 reads vCPU0's page, twice; its EOM goes to its own SynIC, where nothing is owed.  [Linux vmbus_wait_for_unload]"""
-    slot = me.vm.vcpus[0].synic.slots[SINT]
+    """Read the others' pages, twice; EOM goes to the own SynIC, where nothing is owed.  [Linux vmbus_wait_for_unload]"""
     for _ in range(2):
-        seen = await READ_ONCE(slot.type)
-        if seen == HVMSG_NONE:
-            continue
-        payload = await READ_ONCE(slot.payload)
-        if await cmpxchg(slot.type, seen, HVMSG_NONE) == seen:
-            me.taken = (*me.taken, payload)
-            await smp_mb()
-            if await READ_ONCE(slot.flags) & MSG_PENDING:
-                me.eoms += 1  # 16 sources of vCPU1's, none of which owes anything: not a single step
-                me.note("kvm_msr", vcpu=1, reason="EOM")
+        for vcpu in me.vm.vcpus:
+            slot = vcpu.synic.slots[SINT]
+            if await empty_slot_of(me, vcpu, await READ_ONCE(slot.type), read=True):
+                await smp_mb()
+                if await READ_ONCE(slot.flags) & MSG_PENDING:
+                    me.eoms += 1  # 16 sources of its own, none of which owes anything: not a single step
+                    me.note("kvm_msr", vcpu=len(me.vm.vcpus), reason="EOM")
 
 
 async def move_memslot(me: Any) -> None:
-    """Userspace moves the memory that the message page is in: gone, then there again.  [KVM_SET_USER_MEMORY_REGION, twice]"""
-    synic = me.vm.vcpus[0].synic
-    await WRITE_ONCE(synic.memslot, False)
-    await xchg(synic.memslot, True)  # rcu_assign_pointer() and synchronize_srcu(): a full barrier
-    await me.vm.calls.memslot_is_back(me, me.vm.vcpus[0])
+    """Userspace moves the memory that a message page is in: gone, then there again.  [KVM_SET_USER_MEMORY_REGION, twice]"""
+    for vcpu in me.vm.vcpus:
+        await WRITE_ONCE(vcpu.synic.memslot, False)
+        await xchg(vcpu.synic.memslot, True)  # rcu_assign_pointer() and synchronize_srcu(): a full barrier
+        await me.vm.calls.memslot_is_back(me, vcpu)
 
 
 async def memslot_is_back(me: Any, vcpu: HvVcpu) -> None:
     """What KVM does for the SynIC when the memslots have changed: nothing."""
 
 
+def copy_of(vcpu_id: int) -> str:
+    """The name of userspace's copy of a page."""
+    return f"copied{vcpu_id or ''}"
+
+
 async def log_dirty(me: Any) -> None:
-    """A round of pre-copy: take the dirty bit, and if it was set copy the page.  [KVM_GET_DIRTY_LOG, then plain loads]"""
-    synic = me.vm.vcpus[0].synic
-    if await xchg(synic.dirty, 0):
-        slot = synic.slots[SINT]
-        me.copied = (await READ_ONCE(slot.type), await READ_ONCE(slot.flags), await READ_ONCE(slot.payload))
+    """A round of pre-copy: take a dirty bit, and if it was set copy the page.  [KVM_GET_DIRTY_LOG, then plain loads]"""
+    for vcpu in me.vm.vcpus:
+        if await xchg(vcpu.synic.dirty, 0):
+            slot = vcpu.synic.slots[SINT]
+            copy = (await READ_ONCE(slot.type), await READ_ONCE(slot.flags), await READ_ONCE(slot.payload))
+            setattr(me, copy_of(vcpu.id), copy)
 
 
 async def zero_config(vcpu: HvVcpu) -> None:

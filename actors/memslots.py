@@ -25,7 +25,9 @@ KVM_MEM_LOG_DIRTY_PAGES, KVM_MEMSLOT_INVALID = 1, 2  # bits 0 and 1 at the time;
 KVM_MEMORY_SLOTS, KVM_PRIVATE_MEM_SLOTS = 32, 4
 EINVAL, EEXIST, ENOMEM = 22, 17, 12
 PAGE_SHIFT = 12
+BITS_PER_LONG = 64
 WRITER = 1 << 8  # of slots_rwsem, where vCPU n that reads is bit n
+READER = WRITER << 1  # where readers are counted, as in C: one of them
 FREED, GARBAGE, NONE = "freed", "uninitialised", ""
 
 
@@ -53,7 +55,8 @@ class Memslots(Actor):
         first = list(slots)
         self.memslots = self.cell("memslots", "slots1")
         self.slots_lock = Lock(self.cell("slots_lock", ""))
-        self.slots_rwsem = self.cell("slots_rwsem", 0)  # the same lock before it was a mutex; a bit for each reader
+        self.slots_rwsem = self.cell("slots_rwsem", 0)  # the same lock before it was a mutex; a bit for each reader ...
+        self.counted = len(readers) > 8  # ... or, as in C, their number
         self.arrays: dict[str, list[Cell]] = {
             f"slots{n}": [self.cell(f"slots{n}[{i}]", tuple(slot) if n == 1 else GARBAGE) for i, slot in enumerate(first)]
             for n in range(1, arrays + 1)
@@ -76,6 +79,7 @@ class Memslots(Actor):
         name = cell.name
         if name == "slots_rwsem":
             readers = [f"vcpu{bit} reads" for bit in range(8) if value >> bit & 1]
+            readers += [f"{value // READER} read"] * (value >= READER)
             return ", ".join([*readers, *["userspace writes"] * bool(value & WRITER)]) or "free"
         if not isinstance(value, tuple):
             return str(value) if value != "" else "empty" if name.startswith("rmap") else "free"
@@ -135,6 +139,11 @@ async def slot_of(kvm: Memslots, array: str, i: int) -> Slot:
     if value == GARBAGE:
         raise Oops(f"M-I7: reads {array} before it is filled in")
     return Slot(*value)
+
+
+def bitmap_word(bitmap: str, nr: int) -> str:
+    """The cell that has bit `nr` of a dirty bitmap: an array of unsigned long, of which all but the first are rarely there."""
+    return bitmap if nr < BITS_PER_LONG else f"{bitmap}+{nr // BITS_PER_LONG}"
 
 
 async def table_of(kvm: Memslots, name: str) -> Any:

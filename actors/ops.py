@@ -98,8 +98,9 @@ def masked(op: Op) -> str:
     """The condition and the effect of an await_masked: `& 0x3 == 0x1, &= ~0x1, |= 0x2`."""
     mask, values = op.a
     wanted = f"== {values[0]:#x}" if len(values) == 1 else f"in {', '.join(f'{value:#x}' for value in values)}"
-    clear, bits = op.b or (0, 0)
-    return f"& {mask:#x} {wanted}" + (f", &= ~{clear:#x}" if clear else "") + (f", |= {bits:#x}" if bits else "")
+    clear, bits, *add = op.b or (0, 0)
+    change = (f", &= ~{clear:#x}" if clear else "") + (f", |= {bits:#x}" if bits else "") + "".join(f", += {n:#x}" for n in add)
+    return f"& {mask:#x} {wanted}{change}"
 
 
 # ---- what an op does to the value of its cell: the same functions in the World and on a live host -----------------------
@@ -147,8 +148,8 @@ def _replace(value: Any, b: Any) -> Any:
     return value if b is None else b
 
 
-def _update_bits(value: int, b: tuple[int, int] | None) -> int:
-    return value if b is None else value & ~b[0] | b[1]
+def _update_bits(value: int, b: tuple[int, ...] | None) -> int:
+    return value if b is None else (value & ~b[0] | b[1]) + sum(b[2:])
 
 
 #: Conditions of blocking ops by wire name: may the op go on?
@@ -284,14 +285,15 @@ def await_bits(cell: Cell, mask: int) -> Op:
     return Op(Code.AWAIT, cell, "await_bits", mask, order=Order.FULL)
 
 
-def await_masked(cell: Cell, mask: int, value: int | tuple[int, ...], clear: int = 0, set: int = 0) -> Op:
-    """Block until `cell & mask` is `value` (or one of several); then, in the same step, clear and set bits.
+def await_masked(cell: Cell, mask: int, value: int | tuple[int, ...], clear: int = 0, set: int = 0, add: int = 0) -> Op:
+    """Block until `cell & mask` is `value` (or one of several); then, in the same step, clear and set bits, and add a number.
 
-    A guarded action on a packed word: counting locks, reader-writer semaphores, a bit spinlock.  Without bits to clear or set
-    it only reads.  Returns the value seen.
+    A guarded action on a packed word: counting locks, reader-writer semaphores, a bit spinlock.  Without bits to clear or set,
+    and nothing to add, it only reads.  Returns the value seen.
     """
     values = value if isinstance(value, tuple) else (value,)
-    return Op(Code.AWAIT, cell, "await_masked", (mask, values), (clear, set) if clear or set else None, Order.FULL)
+    change = (clear, set, add) if add else (clear, set) if clear or set else None
+    return Op(Code.AWAIT, cell, "await_masked", (mask, values), change, Order.FULL)
 
 
 def local_rmw(cell: Cell, fn: str, a: Any = None) -> Op:

@@ -18,23 +18,26 @@ from actors.actor import Actor, Cell
 from actors.host_mm import HostMM, get_user_pages
 from actors.mmu import HVA, Mmu, MmuThread
 from actors.ops import READ_ONCE, WRITE_ONCE, Op, atomic_fetch_add, smp_rmb
-from actors.rwlock import WRITER, RwLock
+from actors.rwlock import MOST_NAMED, WRITER, RwLock
 from actors.sync import Lock
 
 PFN_ERR = 0  # KVM_PFN_ERR_FAULT, and no mapping
 
 
 class PfnCache(Actor):
-    """struct gfn_to_pfn_cache; `pages` may be mapped, page 1 is so at first.  `khva` is named for the page that it maps."""
+    """struct gfn_to_pfn_cache; `pages` may be mapped, page 1 is so at first.  `khva` is named for the page that it maps.
+
+    `users`: how many vCPUs take its lock for reading.
+    """
 
     bit_names: ClassVar[Mapping[str, Mapping[int, str]]] = {
         "lock": {0: "writer", 1: "vcpu0 reads", 2: "vcpu1 reads", 3: "vcpu2 reads", 4: "vcpu3 reads", 8: "notifier reads"}
     }
 
-    def __init__(self, vm: Any, name: str, pages: int = 2) -> None:
+    def __init__(self, vm: Any, name: str, pages: int = 2, users: int = 0) -> None:
         super().__init__(vm, name)
         self.lock_word = self.cell("lock", 0)
-        self.lock = RwLock(self.lock_word)
+        self.lock = RwLock(self.lock_word, counted=users > MOST_NAMED)
         self.refresh_word = self.cell("refresh_lock", "")
         self.refresh_lock = Lock(self.refresh_word)
         self.valid = self.cell("valid", True)

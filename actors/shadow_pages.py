@@ -11,25 +11,34 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from actors.actor import Actor
+from actors.actor import Actor, Cell
 from actors.ops import READ_ONCE, WRITE_ONCE, atomic_fetch_add
-from actors.rwlock import WRITER, RwLock
+from actors.rwlock import MOST_NAMED, READER, WRITER, RwLock
 
 
 class ShadowPages(Actor):
-    """The list of shadow pages, oldest last, and how often each was freed; no more may be allocated."""
+    """The list of shadow pages, oldest last, and how often each was freed; no more may be allocated.  `faults`: how many run."""
 
     bit_names: ClassVar[Mapping[str, Mapping[int, str]]] = {
         "mmu_lock": {0: "writer", **{i: f"fault{i - 1} reads" for i in range(1, 6)}}
     }
 
-    def __init__(self, vm: Any, name: str) -> None:
+    def __init__(self, vm: Any, name: str, faults: int = 0) -> None:
         super().__init__(vm, name)
         self.lock_word = self.cell("mmu_lock", 0)
-        self.mmu_lock = RwLock(self.lock_word)
+        self.mmu_lock = RwLock(self.lock_word, counted=faults > MOST_NAMED)
         self.active = self.cell("active_mmu_pages", ("sp1", "sp2", "sp3"))
         self.available = self.cell("n_available", 0)
         self.freed = {sp: self.cell(f"{sp}_freed", 0) for sp in ("sp1", "sp2", "sp3")}
+
+    def value_name(self, cell: Cell, value: Any) -> str:
+        """Who holds the lock, by name or by number."""
+        if cell is not self.lock_word:
+            return str(value)
+        if self.mmu_lock.counted:
+            return "writer" if value & WRITER else f"{value // READER} read"
+        names = self.bit_names["mmu_lock"]
+        return "|".join(name for bit, name in names.items() if value >> bit & 1) or "0"
 
 
 class TdpFault(Actor):
@@ -62,6 +71,8 @@ async def make_mmu_pages_available(me: Any) -> None:
     if await READ_ONCE(pages.available):
         return
     active: tuple[str, ...] = await READ_ONCE(pages.active)
+    if not active:
+        return  # so many at once that none is left: list_empty(&kvm->arch.active_mmu_pages)
     await WRITE_ONCE(pages.active, active[:-1])
     await atomic_fetch_add(1, pages.freed[active[-1]])
     await WRITE_ONCE(pages.available, await READ_ONCE(pages.available) + 1)

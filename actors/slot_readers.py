@@ -11,8 +11,10 @@ from typing import Any
 
 from actors.actor import Actor, Cell
 from actors.memslots import (
+    BITS_PER_LONG,
     KVM_MEMSLOT_INVALID,
     NONE,
+    READER,
     WRITER,
     Memslots,
     Oops,
@@ -20,12 +22,13 @@ from actors.memslots import (
     Slot,
     Task,
     Updater,
+    bitmap_word,
     gfn_to_memslot,
     memslot_id,
     slot_of,
     table_of,
 )
-from actors.ops import READ_ONCE, WRITE_ONCE, await_eq, await_masked, smp_rmb, smp_store_release, xchg
+from actors.ops import READ_ONCE, WRITE_ONCE, atomic_fetch_add, await_eq, await_masked, smp_rmb, smp_store_release, xchg
 from actors.srcu import srcu_read_lock, srcu_read_unlock
 from actors.sync import Lock
 
@@ -92,18 +95,32 @@ async def vcpu_read_unlock(vcpu: VcpuTask, idx: int) -> None:
 async def vcpu_down_read(vcpu: VcpuTask) -> int:
     """down_read(&kvm->slots_lock): a look, and a wait while somebody writes.  [x86.c __vcpu_run, 2.6.33]"""
     await READ_ONCE(vcpu.kvm.slots_rwsem)
-    await await_masked(vcpu.kvm.slots_rwsem, WRITER, 0, set=vcpu.bit)
+    if vcpu.kvm.counted:
+        await await_masked(vcpu.kvm.slots_rwsem, WRITER, 0, add=READER)
+    else:
+        await await_masked(vcpu.kvm.slots_rwsem, WRITER, 0, set=vcpu.bit)
     return 0
 
 
 async def vcpu_up_read(vcpu: VcpuTask, idx: int) -> None:
     """up_read(&kvm->slots_lock)."""
-    await await_masked(vcpu.kvm.slots_rwsem, vcpu.bit, vcpu.bit, clear=vcpu.bit)
+    if vcpu.kvm.counted:
+        await atomic_fetch_add(-READER, vcpu.kvm.slots_rwsem)
+    else:
+        await await_masked(vcpu.kvm.slots_rwsem, vcpu.bit, vcpu.bit, clear=vcpu.bit)
 
 
 async def slots_down_write(me: Task, kvm: Memslots) -> None:
-    """down_write(&kvm->slots_lock): no vCPU handles an exit from here on."""
-    await await_masked(kvm.slots_rwsem, 2 * WRITER - 1, 0, set=WRITER)
+    """down_write(&kvm->slots_lock): no vCPU handles an exit from here on.
+
+    Where readers are counted the writer is so too, before it waits for those that came first: hundreds of vCPUs would starve it
+    otherwise.  With few that is one step, for a search.  [arch/x86/include/asm/rwsem.h __down_write_nested: xadd, then the queue]
+    """
+    if kvm.counted:
+        await atomic_fetch_add(WRITER, kvm.slots_rwsem)
+        await await_masked(kvm.slots_rwsem, -1, WRITER)
+    else:
+        await await_masked(kvm.slots_rwsem, 2 * WRITER - 1, 0, set=WRITER)
 
 
 async def slots_up_write(me: Task, kvm: Memslots) -> None:
@@ -158,9 +175,10 @@ async def mark_page_dirty(kvm: Memslots, gfn: int) -> None:
 
 async def mark_in_bitmap(kvm: Memslots, bitmap: str, nr: int) -> None:
     """A test, then __set_bit(), which is a load and a store: another who marks a page of the same word is lost."""
-    if not await table_of(kvm, bitmap) >> nr & 1:
-        word = await table_of(kvm, bitmap)
-        await WRITE_ONCE(kvm.tables[bitmap], word | 1 << nr)
+    name, bit = bitmap_word(bitmap, nr), nr % BITS_PER_LONG
+    if not await table_of(kvm, name) >> bit & 1:
+        word = await table_of(kvm, name)
+        await WRITE_ONCE(kvm.tables[name], word | 1 << bit)
 
 
 async def page_header_update_slot(mmu: ShadowMmu, kvm: Memslots, gfn: int) -> None:

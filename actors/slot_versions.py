@@ -8,6 +8,7 @@ from typing import Any
 from actors import memslots, slot_readers
 from actors.actor import Actor
 from actors.memslots import (
+    BITS_PER_LONG,
     EINVAL,
     ENOMEM,
     FREED,
@@ -17,6 +18,7 @@ from actors.memslots import (
     Region,
     Slot,
     Updater,
+    bitmap_word,
     check_overlaps,
     copy_memslots,
     kfree,
@@ -135,8 +137,9 @@ async def get_dirty_log_protect(me: Updater, n: int) -> int:
 
 async def mark_by_set_bit(kvm: Memslots, bitmap: str, nr: int) -> None:
     """set_bit_le(): nobody's mark is lost, and none by the xchg() of who reads the log.  [mark_page_dirty_in_slot, 3.8]"""
-    await table_of(kvm, bitmap)
-    await set_bit(nr, kvm.tables[bitmap])
+    name = bitmap_word(bitmap, nr)
+    await table_of(kvm, name)
+    await set_bit(nr % BITS_PER_LONG, kvm.tables[name])
 
 
 async def kvm_vm_ioctl_get_dirty_log(me: Updater, n: int) -> int:

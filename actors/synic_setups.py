@@ -9,6 +9,7 @@ from actors.hv_guest import (
     BAD_VECTOR,
     before_idle,
     computing,
+    copy_of,
     guest_cmpxchg_slot,
     log_dirty,
     move_memslot,
@@ -54,13 +55,14 @@ MAIN: dict[str, tuple[str, ...]] = {
     "simp_again": ("simp", "take"),
     **dict.fromkeys(("crash", "ap_waits", "migration"), ()),
 }
+#: Who else runs ("": the neighbour), and what it remembers
 OTHERS: dict[str, tuple[str, Any, dict[str, Any]]] = {
-    "page_walk": ("vcpu1", walk_page, {"taken": ()}),
-    "page_poll": ("vcpu1", poll_page, {"taken": ()}),
-    "page_read": ("vcpu1", read_page, {"taken": ()}),
-    "crash": ("vcpu1", read_and_eom, {"taken": (), "eoms": 0}),
+    "page_walk": ("", walk_page, {"taken": ()}),
+    "page_poll": ("", poll_page, {"taken": ()}),
+    "page_read": ("", read_page, {"taken": ()}),
+    "crash": ("", read_and_eom, {"taken": (), "eoms": 0}),
     "memslot_moves": ("userspace", move_memslot, {}),
-    "dirty_log": ("userspace", log_dirty, {"copied": (HVMSG_NONE, 0, "")}),
+    "dirty_log": ("userspace", log_dirty, {}),
 }
 TIMERS: dict[str, dict[str, Any]] = {
     "two_timers": {"owes": True},
@@ -76,18 +78,32 @@ HOLDS_A = ("eoi_first", "eoi_last", "auto_eoi", "no_eom", "full", "crash", "two_
 
 
 def build(vm: Any, setup: str) -> None:
-    """One vCPU with its SynIC, one timer or two, and perhaps another thread that touches the page or what it is in."""
+    """vCPUs with a SynIC, one timer or two for each, and perhaps another thread that touches their pages or what these are in.
+
+    All vCPUs but the last have a SynIC.  The last one is the neighbour, where the set-up is about one.
+    """
+    for i in range(vm.size - 1):
+        add_vcpu(vm, setup, i)
+    if setup in OTHERS:
+        name, body, private = OTHERS[setup]
+        if setup == "dirty_log":
+            private = {copy_of(i): (HVMSG_NONE, 0, "") for i in range(vm.size - 1)}
+        Thread(vm, name or f"vcpu{vm.size - 1}", body, **private)
+
+
+def add_vcpu(vm: Any, setup: str, i: int) -> None:
+    """A vCPU with its SynIC and its timers."""
     register = VECTOR | (SINT_AUTO_EOI if setup in AUTO_EOI else SINT_MASKED if setup == "masked" else 0)
     sints = {SINT: register, LAST_SINT: register} if setup == "two_sints" else {SINT: register}
-    synic = Synic(vm, "synic0", sints, dirty_log=setup == "dirty_log")
-    vcpu = HvVcpu(vm, 0, synic, (VECTOR, BAD_VECTOR) if setup == "bad_vector" else (VECTOR,))
+    synic = Synic(vm, f"synic{i}", sints, dirty_log=setup == "dirty_log")
+    vcpu = HvVcpu(vm, i, synic, (VECTOR, BAD_VECTOR) if setup == "bad_vector" else (VECTOR,))
     vcpu.lapic_in_kernel = setup != "no_lapic"
     vcpu.handler = taker(vcpu, *HANDLERS.get(setup, ("take", "eoi")))
     vcpu.main = before_idle(vcpu, *MAIN[setup]) if setup in MAIN else computing
     synic.simp.init = setup != "simp_late"
-    HrTimer(vm, "timer0", vcpu, SINT, "B", **TIMERS.get(setup, {}))
+    HrTimer(vm, f"timer{i}", vcpu, SINT, "B", **TIMERS.get(setup, {}))
     if setup in ("two_timers", "two_sints"):
-        HrTimer(vm, "timer1", vcpu, SINT if setup == "two_timers" else LAST_SINT, "C", owes=True)
+        HrTimer(vm, f"timer{i + vm.size - 1}", vcpu, SINT if setup == "two_timers" else LAST_SINT, "C", owes=True)
     if setup in EXPIRED:
         vcpu.stimers[0].state_word.init = 0
         vcpu.stimer_pending_bitmap.init = 1
@@ -108,9 +124,6 @@ def build(vm: Any, setup: str) -> None:
         vcpu.prologue, vcpu.uninitialized = zero_config, True
     elif setup == "migration":
         vcpu.prologue = restore_timer
-    if setup in OTHERS:
-        name, body, private = OTHERS[setup]
-        Thread(vm, name, body, **private)
 
 
 def slots_in_use(vcpu: HvVcpu) -> list[Slot]:

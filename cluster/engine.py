@@ -96,7 +96,7 @@ class Engine:
         # What the driver's count needs: parts by host, and whether there is news for it.
         self.sent: dict[int, int] = {}
         self.received: dict[int, int] = {}
-        self.stirred = False
+        self.stirred = self.waking = False
         self.moving = -1  # the thread that runs, for errors
         # Gated: how much of the log the driver knows, the grant that waits, why it cannot move, the answer wanted of a choice.
         self.told = 0
@@ -466,14 +466,17 @@ class Engine:
         """The cell holds `value`; whoever waits for it goes on, first come, first served."""
         cell.value = value
         queue = self.waiters.get(cell.index)
-        if not queue or self.gated:
+        if not queue or self.gated or self.waking:
             return
-        for i, (thread, fn, a, b) in enumerate(queue):
-            if AWAIT[fn](value, a):
+        self.waking, i = True, 0  # a thousand readers may go on at once: no recursion
+        while i < len(queue):
+            thread, fn, a, b = queue[i]
+            if AWAIT[fn](cell.value, a):
                 del queue[i]
-                # It writes in its turn, which looks at the rest of the queue again.
-                self._serve(self.place[thread], thread, cell, _AWAIT, fn, a, b)
-                return
+                self._serve(self.place[thread], thread, cell, _AWAIT, fn, a, b)  # it writes: the queue is looked at again
+                i = -1
+            i += 1
+        self.waking = False
 
     def _turns(self) -> int:
         """For how many turns to stay: geometric, and 1 at least."""

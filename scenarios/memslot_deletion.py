@@ -98,7 +98,7 @@ from actors.slot_versions import (
     set_memslot_today,
     synchronize_flip_only,
 )
-from racevisor import Always, Claim, Monitor, Never, Scenario, Setup, Sometimes, Step, Variant, Violation, Vm
+from racevisor import Always, Claim, Monitor, Never, Scenario, Setup, Sometimes, Step, Variant, Violation, Vm, alike, some
 
 # ---- versions; the machine as it is (actors.memslots) is "after"
 RWSEM: dict[str, Callable[..., Any]] = {
@@ -295,7 +295,7 @@ class MemslotDeletion(Scenario):
     name = "memslot_deletion"
     patch = "bc6678a33d9b KVM: introduce kvm->srcu and convert kvm_set_memory_region to SRCU update (2009)"
     vcpus = 1
-    max_vcpus = 3
+    max_vcpus = 1024
     #: what the patch left open, and every mutant of it has
     claims: ClassVar = {"move": Always, "get_log": Sometimes, "no_memory": Sometimes, "odd": Always}
     setups: ClassVar = {
@@ -429,7 +429,7 @@ class MemslotDeletion(Scenario):
         """What is left undone or left behind."""
         waiting = [task for task in self.tasks(vm) if task.end in ("", "halted")]
         if waiting:
-            who = ", ".join(task.name for task in waiting)
+            who = some([task.name for task in waiting])
             if any(task.end == "halted" for task in waiting):
                 return [Violation("M-L1", f"the ioctl waits for a vCPU that sleeps and still reads: {who} never go on")]
             return [Violation("M-L2", f"deadlock: {who} wait for each other")]
@@ -483,4 +483,6 @@ class MemslotDeletion(Scenario):
 
     def outcome(self, vm: Vm) -> str:
         """How the threads ended."""
-        return "; ".join(f"{task.name} {task.end or 'waits'}" for task in self.tasks(vm))
+        vcpus = alike(((t.name, f" {t.end or 'waits'}") for t in self.tasks(vm) if isinstance(t, VcpuTask)), apart=0)
+        others = [f"{task.name} {task.end or 'waits'}" for task in self.tasks(vm) if not isinstance(task, VcpuTask)]
+        return "; ".join(filter(None, [vcpus, *others]))

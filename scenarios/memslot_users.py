@@ -18,7 +18,8 @@ to faults, which is in mmu_notifier; allocations that fail; the teardown of anyt
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
-from actors.memslots import KVM_MEM_LOG_DIRTY_PAGES, Memslots, Slot, Task, Updater
+from actors.actor import Cell
+from actors.memslots import BITS_PER_LONG, KVM_MEM_LOG_DIRTY_PAGES, Memslots, Slot, Task, Updater, bitmap_word
 from actors.slot_readers import ShadowMmu, VcpuTask, mark_in_bitmap, no_read_lock, no_read_unlock
 from actors.slot_swap import (
     FUNCTIONS as SWAP,
@@ -59,7 +60,7 @@ from actors.slot_users import (
 )
 from actors.slot_versions import FUNCTIONS as SLOTS
 from actors.slot_versions import mark_by_set_bit
-from racevisor import Always, Monitor, Scenario, Setup, Sometimes, Step, Variant, Violation, Vm
+from racevisor import Always, Monitor, Scenario, Setup, Sometimes, Step, Variant, Violation, Vm, alike, some
 
 BEFORE: dict[str, Callable[..., Any]] = {
     "mark_in_bitmap": mark_in_bitmap, "rmode_tss_base": rmode_tss_base_twice, "kvm_create_vm": kvm_create_vm_notifier_first,
@@ -86,14 +87,18 @@ class NoOops(Monitor):
 
 
 class MarksStay(Monitor):
-    """Who marks a page dirty undoes no other mark."""
+    """Who marks a page dirty undoes no other mark.  Watches one word of the bitmap, of which `first` is the first page."""
 
     check = "M-I9"
+
+    def __init__(self, word: Cell, first: int) -> None:
+        super().__init__([word])
+        self.first = first
 
     def on_step(self, step: Step) -> Violation | None:
         lost = step.before & ~step.after if step.writes else 0
         if lost:
-            page = lost.bit_length() - 1
+            page = lost.bit_length() - 1 + self.first
             text = f"{step.thread} writes its mark and undoes that of page {page}, which is never sent"
             return Violation(self.check, text, (self.where["marked"], step.n))
         if step.writes:
@@ -158,6 +163,7 @@ class MemslotUsers(Scenario):
         "range_create": Setup("userspace creates a slot; the host invalidates the range of it", there("look_only", "sleep_late")),
         "range_delete": Setup("userspace deletes a slot; the host invalidates the range of it", there("look_only", "sleep_late")),
     }  # fmt: skip
+    max_vcpus = 1024
     functions: ClassVar = {**SLOTS, **USERS, **SWAP, "mark_in_bitmap": mark_by_set_bit}
     variants: ClassVar = {
         "before": Variant("each as it was first", BEFORE,
@@ -179,38 +185,45 @@ class MemslotUsers(Scenario):
     }  # fmt: skip
 
     def build(self, vm: Vm, setup: str) -> None:
-        """Few actors each."""
+        """Few actors each; with more vCPUs, so many that enter real mode or make a root, and so many ranges at once."""
+        many = vm.size if vm.size > self.vcpus else 1
         if setup == "birth":
             Birth(vm, "kvm")
             Task(vm, "userspace", creates_vm)
             Task(vm, "kswapd", reclaims_early)
         elif setup == "rmaps":
-            Swapped(vm, "kvm", (THERE, THERE), ["vcpu0"])
-            Task(vm, "vcpu0", makes_root)
+            who = [f"vcpu{i}" for i in range(many)]
+            Swapped(vm, "kvm", (THERE, THERE), who)
+            for name in who:
+                Task(vm, name, makes_root)
             Task(vm, "userspace", changes_slot)
         elif setup in RANGES:
-            Swapped(vm, "kvm", (NO_SLOT, THERE) if setup == "range_create" else (THERE, NO_SLOT), ["munmap"])
-            Task(vm, "munmap", invalidates)
+            who = ["munmap", *(f"munmap{i}" for i in range(1, many))]
+            Swapped(vm, "kvm", (NO_SLOT, THERE) if setup == "range_create" else (THERE, NO_SLOT), who)
+            for name in who:
+                Task(vm, name, invalidates)
             Task(vm, "userspace", changes_slot)
         else:
-            self.build_slots(vm, setup)
+            self.build_slots(vm, setup, vm.size if setup == "marks" else many)
 
-    def build_slots(self, vm: Vm, setup: str) -> None:
+    def build_slots(self, vm: Vm, setup: str, vcpus: int) -> None:
         """Slot 0, whole."""
         logged, mapped = setup == "marks", "0w" * (setup == "death")
-        size = {"marks": 2, "real_mode": 4}.get(setup, 1)
-        readers = {"marks": ["vcpu0", "vcpu1"], "real_mode": ["vcpu0"], "death": ["vmm", "userspace"]}[setup]
+        size = {"marks": vcpus, "real_mode": 4}.get(setup, 1)
+        readers = ["vmm", "userspace"] if setup == "death" else [f"vcpu{i}" for i in range(vcpus)]
         slot = Slot(0, size, KVM_MEM_LOG_DIRTY_PAGES * logged, 0, "rmap1", "bitmap1" * logged)
         kvm = Memslots(vm, "kvm", [slot], {"marks": 1, "real_mode": 4}.get(setup, 3), readers)
         kvm.table("rmap1", "spte[0]" if mapped else "")
         mmu = ShadowMmu(vm, "mmu", {0: mapped}, [0])
         if setup == "marks":
-            kvm.table("bitmap1", 0)
-            for i in range(2):
+            for page in range(0, vcpus, BITS_PER_LONG):
+                kvm.table(bitmap_word("bitmap1", page), 0)
+            for i in range(vcpus):
                 VcpuTask(vm, i, writes_guest, kvm, mmu, "")
         elif setup == "real_mode":
             kvm.table("rmap2", "")
-            VcpuTask(vm, 0, enter_rmode, kvm, mmu, "")
+            for i in range(vcpus):
+                VcpuTask(vm, i, enter_rmode, kvm, mmu, "")
             Updater(vm, "userspace", moves_memory, kvm, ("slots2", "slots3", "slots4"), "rmap2")
         else:
             Updater(vm, "userspace", deletes_and_exits, kvm, ("slots2", "slots3"), "")
@@ -222,7 +235,8 @@ class MemslotUsers(Scenario):
         found: list[Monitor] = [NoOops([task.oops]) for task in self.tasks(vm)]
         if vm.setup == "marks":
             kvm: Any = vm.by_name["kvm"]
-            found.append(MarksStay([kvm.tables["bitmap1"]]))
+            pages = range(0, vm.size, BITS_PER_LONG)
+            found += [MarksStay(kvm.tables[bitmap_word("bitmap1", page)], page) for page in pages]
         if vm.setup == "rmaps":
             found.append(RmapsKept(swapped(vm)))
         if vm.setup in RANGES:
@@ -241,7 +255,7 @@ class MemslotUsers(Scenario):
                 "birth": "mmu_lock was initialised while it was held: there is nobody who could unlock it again",
                 "rmaps": "who has slots_arch_lock waits for a reader, and the reader for slots_arch_lock",
             }.get(vm.setup, "the wake-up came before the sleep")
-            return [Violation("M-L2" if vm.setup in ("birth", "rmaps") else "wake-up", f"{', '.join(waiting)} wait: {why}")]
+            return [Violation("M-L2" if vm.setup in ("birth", "rmaps") else "wake-up", f"{some(waiting)} wait: {why}")]
         return [*self.wrong(vm)]
 
     def wrong(self, vm: Vm) -> Iterator[Violation]:
@@ -253,4 +267,10 @@ class MemslotUsers(Scenario):
 
     def outcome(self, vm: Vm) -> str:
         """How the threads ended."""
+        if vm.size > self.vcpus:
+            return alike(((task.name, f" {self.in_short(vm, task)}") for task in self.tasks(vm)), apart=0)
         return "; ".join(f"{task.name} {task.end or 'waits'}" for task in self.tasks(vm))
+
+    def in_short(self, vm: Vm, task: Task) -> str:
+        """How one of many threads ended: each writes to a frame of its own, which tells nothing."""
+        return "wrote its page" if vm.setup == "marks" and task.end.startswith("wrote") else task.end or "waits"

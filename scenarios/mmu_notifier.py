@@ -26,7 +26,7 @@ kvmppc_do_h_enter() asks under the lock of a reverse map.  Commits named here we
 those after it are named from lists and from memory; their code was read in 3.8 and 6.16.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from actors import mmu_2008 as old
@@ -66,7 +66,7 @@ from actors.mmu import (
     vcpu_run,
 )
 from actors.ops import CALL_QUEUED, IN_GUEST
-from racevisor import Always, Claim, Monitor, Never, Scenario, Setup, Sometimes, Step, Variant, Violation, Vm
+from racevisor import Always, Claim, Monitor, Never, Scenario, Setup, Sometimes, Step, Variant, Violation, Vm, some
 
 Functions = dict[str, Callable[..., Any]]
 
@@ -253,7 +253,7 @@ class MmuNotifier(Scenario):
     patch = "e930bffe95e1 KVM: Synchronize guest physical memory map to host virtual memory map (2008)"
     functions = {**kvm.FUNCTIONS, **life.LIFETIME, "may_store": dirty.may_store, "room_for_tdp_fault": shadow.room_for_tdp_fault}
     vcpus = 1
-    max_vcpus = 4
+    max_vcpus = 1024
     max_steps = 400
     #: to 5.11, an invalidation anywhere makes every fault wait
     claims = {"elsewhere": Sometimes}
@@ -391,8 +391,9 @@ class MmuNotifier(Scenario):
                 if mmu.spte_b is not None:
                     vcpu.tlb.init = mmu.spte_b.init
         if setup == "room":
-            pages = shadow.ShadowPages(vm, "shadow")
-            for i in range(vm.size + 1):
+            faults = max(2, vm.size)
+            pages = shadow.ShadowPages(vm, "shadow", faults)
+            for i in range(faults):
                 shadow.TdpFault(vm, i, pages)
         if setup in ("create", "exit"):
             notifier, inode = mm.cell("mmu_notifier", setup == "exit"), mm.cell("hugetlbfs_inode", True)
@@ -426,7 +427,10 @@ class MmuNotifier(Scenario):
     def outcome(self, vm: Vm) -> str:
         """What maps what."""
         mmu, mm, vcpus = machine(vm)
-        inside = [f", {v.name} in the guest with {spte_name(v.tlb.value)}" for v in vcpus if v.pcpu.cpu.value & IN_GUEST]
+        inside = [
+            f", {some(who)} in the guest with {spte_name(spte)}"
+            for spte, who in by_tlb(v for v in vcpus if v.pcpu.cpu.value & IN_GUEST).items()
+        ]
         return f"pte: {mm.value_name(mm.pte, mm.pte.value)}, spte: {spte_name(mmu.spte.value)}{''.join(inside)}"
 
 
@@ -436,6 +440,14 @@ def machine(vm: Vm) -> tuple[Mmu, HostMM, list[MmuVcpu]]:
     mm: Any = vm.by_name["mm"]
     vcpus: Any = vm.vcpus
     return mmu, mm, vcpus
+
+
+def by_tlb(vcpus: Iterable[MmuVcpu]) -> dict[int, list[str]]:
+    """The names of vCPUs, by the translation that is in their TLBs."""
+    found: dict[int, list[str]] = {}
+    for v in vcpus:
+        found.setdefault(v.tlb.value, []).append(v.name)
+    return found
 
 
 def references(vm: Vm) -> bool:
@@ -452,12 +464,14 @@ def left(vm: Vm, mmu: Mmu, mm: HostMM, vcpus: list[MmuVcpu]) -> Iterator[Violati
     for page in pages:
         if page not in (0, *ptes):
             yield Violation("N-I1", f"the guest has page {page}, the process has page {ptes[0]}: each writes to its own")
-    for v in vcpus:
-        page = spte_to_pfn(v.tlb.value)
-        if v.pcpu.cpu.value & IN_GUEST and page not in (0, *ptes) and v.body in (vcpu_in_guest, vcpu_run):
-            yield Violation("N-I1", f"{v.name} runs with a TLB entry for page {page}, the process has page {ptes[0]}")
-        if v.pcpu.cpu.value & CALL_QUEUED:
-            yield Violation("N-L1", f"{v.pcpu.name} never answers the flush")
+    inside = (v for v in vcpus if v.pcpu.cpu.value & IN_GUEST and v.body in (vcpu_in_guest, vcpu_run))
+    for entry, who in by_tlb(inside).items():
+        page = spte_to_pfn(entry)
+        if page not in (0, *ptes):
+            verb = "runs with a TLB entry" if len(who) == 1 else "run with TLB entries"
+            yield Violation("N-I1", f"{some(who)} {verb} for page {page}, the process has page {ptes[0]}")
+    if silent := [v.pcpu.name for v in vcpus if v.pcpu.cpu.value & CALL_QUEUED]:
+        yield Violation("N-L1", f"{some(silent)} never answer{'s' * (len(silent) == 1)} the flush")
     known = [cell for cell in (mmu.rmap, *mmu.rmap_pde, mmu.rmap_b) if cell is not None]
     for spte in sptes:
         if sum(mmu.spte_in(cell) is spte and cell.value == "spte" for cell in known) != bool(spte.value):

@@ -122,7 +122,7 @@ class PfnCacheRaces(Scenario):
     patch = "58cd407ca4c6 KVM: Fix multiple races in gfn=>pfn cache refresh (2022)"
     functions = {**kvm.FUNCTIONS, **gpc.FUNCTIONS}
     vcpus = 1
-    max_vcpus = 3
+    max_vcpus = 1024
     max_steps = 400
     live = "first"
     setups = {
@@ -163,11 +163,12 @@ class PfnCacheRaces(Scenario):
 
     def build(self, vm: Vm, setup: str) -> None:
         """The cache maps page 1; it has just been invalidated where that saves a search of how it came to be."""
-        cache, mm = PfnCache(vm, "gpc"), HostMM(vm, "mm")
+        users = max(2, vm.size) if setup in ("first", "two") else vm.size
+        cache, mm = PfnCache(vm, "gpc", users=users), HostMM(vm, "mm")
         mmu = Mmu(vm, "mmu", slot=False if setup == "no_slot" else None)
-        if setup in ("first", "elsewhere"):
+        if setup in ("first", "elsewhere") or vm.size > self.vcpus:  # a valid one keeps many busy for no more than five steps
             cache.valid.init = cache.valid.value = False
-        for i in range(vm.size + (setup in ("first", "two"))):
+        for i in range(users):
             CacheUser(vm, i, cache, mmu, mm)
         far = setup == "elsewhere"
         if setup != "first":

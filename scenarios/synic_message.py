@@ -34,12 +34,12 @@ from typing import Any
 
 from actors import hrtimer, hv_guest, synic, synic_later, synic_mutants
 from actors.hrtimer import MOST_COUNTED
-from actors.hv_guest import UNSEEN
+from actors.hv_guest import UNSEEN, copy_of
 from actors.hv_vcpu import HvVcpu
 from actors.synic import BEFORE, HVMSG_NONE, MSG_PENDING, SINT
 from actors.synic_later import BESIDE, TODAY, deliver_msg_tlfs
 from actors.synic_setups import HOLDS_A, build, slots_in_use
-from racevisor import Always, Claim, Monitor, Never, Scenario, Setup, Sometimes, Step, Variant, Violation, Vm
+from racevisor import Always, Claim, Monitor, Never, Scenario, Setup, Sometimes, Step, Variant, Violation, Vm, alike
 
 TLFS = {**BESIDE, "synic_deliver_msg": deliver_msg_tlfs}
 ACK_CLEARS = {"kvm_hv_notify_acked_sint": synic_mutants.m14_ack_clears}
@@ -68,7 +68,7 @@ SPECIAL = {
     "init": ("ap_waits", "migration"),
     "restore": ("ap_waits", "migration"),
     "lapic": ("no_lapic",),
-    "direct_lapic": ("no_lapic",),
+    "direct_lapic": ("no_lapic", "masked"),
     "synic1": ("simp_again", "simp_late"),
     "S-2": ("page_read", "crash", "busy"),
     "S-7e": ("memslot_moves",),
@@ -98,9 +98,7 @@ VARIANTS = {
         {"stimer_send_msg": synic_later.stimer_notify_direct},
         never("no_eom", "crash", "masked", "simp_late", "migration", "disabled"),
     ),
-    "direct_lapic": Variant(
-        "direct mode asks for a LAPIC", {"stimer_send_msg": synic_later.notify_direct_if_lapic}, never("no_lapic")
-    ),
+    "direct_lapic": Variant("direct mode asks for a LAPIC", {"stimer_send_msg": synic_later.notify_direct_if_lapic}, never("*")),
     "init": Variant(
         "013cc6ebbf41, 5.0: a disabled timer is not marked",
         {"stimer_mark_if_enabled": synic_later.mark_if_enabled},
@@ -276,11 +274,31 @@ SETUPS = {
 NOT_TAKEN = ("crash", "ap_waits", "migration", "no_lapic", "disabled", "full", "dirty_log")
 
 
-def target(vm: Vm) -> HvVcpu:
-    """The vCPU that messages are for."""
-    vcpu = vm.vcpus[0]
-    assert isinstance(vcpu, HvVcpu)
-    return vcpu
+def targets(vm: Vm) -> list[HvVcpu]:
+    """The vCPUs that messages are for: those with a SynIC."""
+    return [v for v in vm.vcpus if isinstance(v, HvVcpu)]
+
+
+def taken(vm: Vm) -> list[list[str]]:
+    """The messages that were taken out of each page, by its guest and by the neighbour."""
+    found = [list(v.taken) for v in targets(vm)]
+    for actor in vm.actors:
+        for message in getattr(actor, "taken", ()) if not isinstance(actor, HvVcpu) else ():
+            page, colon, rest = message.rpartition(":")
+            found[int(page) if colon else 0].append(rest)
+    return found
+
+
+def page(vcpu: HvVcpu) -> tuple[Any, ...]:
+    """What there is to copy."""
+    slot = vcpu.synic.slots[SINT]
+    return (slot.type.value, slot.flags.value, slot.payload.value)
+
+
+def copied(vcpu: HvVcpu) -> tuple[Any, ...]:
+    """What userspace has copied."""
+    copy: tuple[Any, ...] = vars(vcpu.vm.by_name["userspace"])[copy_of(vcpu.id)]
+    return copy
 
 
 # ---- what must hold
@@ -377,11 +395,12 @@ class NotWhileDisabled(Monitor):
 
 
 class SynicMessage(Scenario):
-    """Timer messages to one vCPU; what happens between the look at the slot and the mark decides."""
+    """Timer messages to vCPUs, one in the claims; what happens between the look at the slot and the mark decides."""
 
     name = "synic_message"
     live = "page_poll"  # vCPU1 is not done before the message is there
     patch = "3a0e7731724f x86: kvm: hyperv: simplify SynIC message delivery (2018)"
+    max_vcpus = 1024
     functions = {**hrtimer.FUNCTIONS, **synic.FUNCTIONS, **hv_guest.FUNCTIONS}
     setups = SETUPS
     variants = VARIANTS
@@ -392,26 +411,29 @@ class SynicMessage(Scenario):
     }  # fmt: skip
 
     def build(self, vm: Vm, setup: str) -> None:
-        """One vCPU with its SynIC, one timer or two, and perhaps another thread that touches the page or what it is in."""
+        """vCPUs with a SynIC and timers each, and perhaps another thread that touches their pages or what these are in."""
         build(vm, setup)
 
-    def sent(self, vm: Vm) -> int:
-        """How many messages there are for the guest to take."""
-        timers = target(vm).stimers
+    def sent(self, vm: Vm, vcpu: HvVcpu) -> int:
+        """How many messages there are for the vCPU's guest to take."""
+        timers = vcpu.stimers
         fresh = sum(t.ticks for t in timers) if vm.setup not in ("ap_waits", "migration") else 0
         if vm.calls.stimer_send_msg in (synic_later.stimer_notify_direct, synic_later.notify_direct_if_lapic):
             fresh = 0
-        return fresh + (len(slots_in_use(target(vm))) if vm.setup in HOLDS_A else 0)
+        return fresh + (len(slots_in_use(vcpu)) if vm.setup in HOLDS_A else 0)
 
     def monitors(self, vm: Vm) -> list[Monitor]:
         """Safety."""
-        vcpu = target(vm)
+        return [check for vcpu in targets(vm) for check in self.checks(vm, vcpu)]
+
+    def checks(self, vm: Vm, vcpu: HvVcpu) -> list[Monitor]:
+        """What must hold for one vCPU's page at every step."""
         slots = slots_in_use(vcpu)
         others = [cell for slot in vcpu.synic.slots.values() if slot not in slots for cell in slot.cells.values()]
         found: list[Monitor] = [SlotsApart(others)]
         for slot in slots:
             found.append(NotOverwritten((slot.type, slot.payload), unread=bool(slot.type.init)))
-            found.append(NotTakenTwice((slot.type,), sent=self.sent(vm) // len(slots), taken=0))
+            found.append(NotTakenTwice((slot.type,), sent=self.sent(vm, vcpu) // len(slots), taken=0))
         if vm.setup == "full":
             found.append(EagainIsMarked((slots[0].type, slots[0].flags, vcpu.stimers[0].enable)))
         elif vm.setup == "disabled":
@@ -420,12 +442,11 @@ class SynicMessage(Scenario):
 
     def stuck(self, vm: Vm) -> list[Violation]:
         """Liveness."""
-        return list(self.left_undone(vm))
+        pages = zip(targets(vm), taken(vm), strict=True)
+        return [found for v, messages in pages if vm.in_question(v) for found in self.left_undone(vm, v, messages)]
 
-    def left_undone(self, vm: Vm) -> Iterator[Violation]:
-        """What is wrong when nothing can move."""
-        vcpu = target(vm)
-        taken = [m for actor in vm.actors for m in getattr(actor, "taken", ())]
+    def left_undone(self, vm: Vm, vcpu: HvVcpu, taken: list[str]) -> Iterator[Violation]:
+        """What is wrong with a vCPU and its page, from which these messages were taken, when nothing can move."""
         slot = vcpu.synic.slots[SINT]
         if len({m for m in taken if m != UNSEEN}) < sum(m != UNSEEN for m in taken) or "" in taken:
             yield Violation("S-I2", f"a message was taken with another one's payload: {', '.join(m or 'nothing' for m in taken)}")
@@ -449,31 +470,28 @@ class SynicMessage(Scenario):
                 yield Violation("S-L2", text)
             elif vm.setup == "full" and pending == "clear":
                 yield Violation("S-I5", f"{timer.name} owes its message, the slot is full, and its pending bit is clear")
-        if vm.setup == "dirty_log" and not vcpu.synic.dirty.value and self.page(vm) != self.copied(vm):
+        if vm.setup == "dirty_log" and not vcpu.synic.dirty.value and page(vcpu) != copied(vcpu):
             yield Violation("S-7f", f"the page is not dirty, and its copy lacks {slot.payload.value}")
         if vm.setup in NOT_TAKEN:
             return
         if slot.type.value != HVMSG_NONE:
             yield Violation("S-L1", f"{slot.payload.value} stays in its slot: no interrupt tells the guest")
-        elif not owed and len(taken) < self.sent(vm) and not any(t.periodic for t in vcpu.stimers):
+        elif not owed and len(taken) < self.sent(vm, vcpu) and not any(t.periodic for t in vcpu.stimers):
             yield Violation("S-L1", f"a message was lost: the guest took {', '.join(taken) or 'none'}")
-
-    def page(self, vm: Vm) -> tuple[Any, ...]:
-        """What there is to copy."""
-        slot = target(vm).synic.slots[SINT]
-        return (slot.type.value, slot.flags.value, slot.payload.value)
-
-    def copied(self, vm: Vm) -> tuple[Any, ...]:
-        """What userspace has copied."""
-        copied: tuple[Any, ...] = vars(vm.by_name["userspace"])["copied"]
-        return copied
 
     def outcome(self, vm: Vm) -> str:
         """Who took which messages, how often the guest asked for more; what the dirty log will say."""
-        vcpu = target(vm)
-        took = "; ".join(f"{a.name} took {', '.join(a.taken) or 'nothing'}" for a in vm.actors if hasattr(a, "taken"))
-        text = f"{took}; {vcpu.eoms} EOM" + (f"; {vcpu.faults} #GP" if vm.setup == "bad_vector" else "")
+        vcpus = targets(vm)
+        took = [alike(((v.name, f" took {', '.join(v.taken) or 'nothing'}") for v in vcpus), apart=0)]
+        for a in vm.actors:
+            if not isinstance(a, HvVcpu) and "taken" in vars(a):
+                its = vars(a)["taken"]
+                took.append(f"{a.name} took {len(its) if len(vcpus) > 1 else ', '.join(its) or 'nothing'}")
+        text = "; ".join(took)
+        text += f"; {sum(v.eoms for v in vcpus)} EOM" + (
+            f"; {sum(v.faults for v in vcpus)} #GP" if vm.setup == "bad_vector" else ""
+        )
         if vm.setup != "dirty_log":
             return text
-        copy = "copy complete" if self.page(vm) == self.copied(vm) else "copy old"
-        return f"{text}; {copy}, page {'dirty' if vcpu.synic.dirty.value else 'clean'}"
+        copy = "copy complete" if all(page(v) == copied(v) for v in vcpus) else "copy old"
+        return f"{text}; {copy}, page {'dirty' if any(v.synic.dirty.value for v in vcpus) else 'clean'}"

@@ -301,12 +301,12 @@ def test_neither_answer_is_rare() -> None:
 
 @pytest.mark.parametrize(("setup", "memory"), [("plain", "sc"), ("init_only", "tso"), ("init_only", "pso")])
 def test_each_target_of_a_boot_processor_has_the_states_that_one_alone_has(setup: str, memory: str) -> None:
-    """The proof for four vCPUs is the one for two, three times; a store to another target that waits adds a state or two."""
+    """The proof for four vCPUs is the one for two, three times; that a target but the first waits for its word adds some."""
     (two,) = cases("init_sipi", ["latch"], [setup], [memory])
     (four,) = cases("init_sipi", ["latch"], [setup], [memory], 4)
     alone, found = explore_case(two), explore_case(four)
     assert (found.found, found.verdict, found.vcpus) == ("Never", "exhausted", 4)
-    assert 0 <= found.states - 3 * alone.states <= (0 if memory == "sc" else 6)
+    assert 0 <= found.states - 3 * alone.states <= 3 * alone.states // 10
     assert "decomposed into 3 parts of 1 thread around vcpu0" in found.bound
     (end,) = (outcome.removeprefix("vcpu1") for outcome in alone.outcomes)
     assert set(found.outcomes) == {f"vcpu{n}{end}" for n in (1, 2, 3)}
