@@ -9,7 +9,9 @@ STAMP := $(VENV)/.set-up
 # The first of these that runs and can make a venv.  `make setup PYTHON=/opt/python/bin/python3` asks for another.
 PYTHON ?= python3.13 python3.12 python3.11 python3
 
-.PHONY: help setup demo test verify docs lint bench wheel lock clean
+MINUTES ?= 10
+
+.PHONY: help setup demo test verify docs lint bench soak wheel lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +23,7 @@ help:
 	@echo "  make docs     write docs/verdicts.md, the page of all claims"
 	@echo "  make lint     ruff, ruff format --check, mypy --strict"
 	@echo "  make bench    cost of a step, and what the strategies and live runs reach"
+	@echo "  make soak     play live for minutes: does anything grow?  (MINUTES=$(MINUTES))"
 	@echo "  make setup    only make $(VENV); the others do it when it is missing or out of date"
 	@echo "  make wheel    build dist/racevisor-*.whl, which ray_config.yaml takes to a cluster"
 	@echo "  make lock     pin the newest dependencies that pyproject.toml allows (needs uv)"
@@ -54,6 +57,9 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(ARGS)
+
+soak: $(STAMP)
+	$(BIN)/python -m benchmarks soak --minutes $(MINUTES) $(ARGS)
 
 # A pyenv shim may exist and fail, and a Debian Python may lack ensurepip: so each candidate has to prove itself.
 $(STAMP): requirements.lock pyproject.toml

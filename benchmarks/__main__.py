@@ -1,4 +1,7 @@
-"""Print the figures.  `python -m benchmarks steps dpor` prints only these; `make bench ARGS="steps dpor"` likewise."""
+"""Print the figures.  `python -m benchmarks steps dpor` prints only these; `make bench ARGS="steps dpor"` likewise.
+
+`python -m benchmarks soak --minutes 10 --vcpus 256` (make soak) plays on Ray, and looks for leaks.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,11 @@ SECTIONS: dict[str, Callable[[], None]] = {
 
 
 def main() -> None:
-    """All sections, or those named on the command line."""
+    """All sections, or those named on the command line; `soak` takes minutes, is alone, and has options of its own."""
+    if sys.argv[1:2] == ["soak"]:
+        from benchmarks import soak  # imports Ray
+
+        sys.exit(soak.main(sys.argv[2:]))
     wanted = sys.argv[1:] or [name for name in SECTIONS if not name.startswith("live-")]
     unknown = [name for name in wanted if name not in SECTIONS]
     if unknown:

@@ -78,7 +78,7 @@ class Host:
                 elif not self.failed:
                     self._hear(frame.sender, part)
         except Exception as error:
-            self._fail(error)
+            self.fail(error)
 
     def turn(self) -> None:
         """One turn for every engine; then everything that came of it leaves, one frame to each peer."""
@@ -91,7 +91,7 @@ class Host:
                 try:
                     engine.turn()
                 except Exception as error:
-                    self._fail(error)
+                    self.fail(error)
                 busy = engine.busy
             if engine.gated:
                 gate.tell(engine, self._driver.setdefault(vm, []))
@@ -118,7 +118,7 @@ class Host:
                 if peer == DRIVER:
                     self.link.say(DRIVER, [(NO_VM, 0, 0, [(FAILURE, "FrameError", str(error))])])
                 else:
-                    self._fail(error)
+                    self.fail(error)
 
     def close(self) -> None:
         """Drop all coroutines."""
@@ -172,7 +172,8 @@ class Host:
         received = tuple(engine.received.get(host, 0) for host in range(self.hosts))
         return (COUNTS, wave, engine.busy, sent, received)
 
-    def _fail(self, error: Exception) -> None:
+    def fail(self, error: Exception) -> None:
+        """Something went wrong here: the driver is told in the next turn, the first thing only."""
         if self.failed:
             return
         self.failed = True

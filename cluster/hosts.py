@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import time
 import uuid
 from collections import Counter
@@ -15,8 +18,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster.conductor import Conductor
 from cluster.link import Link
 from cluster.messages import DRIVER
-from cluster.nodes import Head, home, machines
+from cluster.nodes import home, machines
 from cluster.placement import Machine, Plan
+from cluster.pulse import Pulse
 from cluster.ray_host import HostSpec, RayHost
 from cluster.transport import LOOPBACK, RayDesk, RayWire, SocketWire, Wire, make_secret
 from racevisor.errors import ClusterError
@@ -24,35 +28,37 @@ from racevisor.scenario import Case
 
 #: How long a host may take to answer a call.  It answers between two turns, so this is for machines that are gone.
 ANSWER_TIMEOUT = 60.0
-#: How long a host may be silent, in seconds, before it is asked whether it is there; and then before it is given up.
-SILENCE, GIVE_UP = 5.0, 20.0
 #: How often Ray is asked whether a host died, in seconds.
 LOOK = 0.5
 
 
 class HostLost(ClusterError):
-    """A host died, or does not answer, while it was told something."""
+    """Host number `host` died while it was told something, or (`late`) did not answer in time."""
+
+    def __init__(self, host: int, text: str, *, late: bool = False) -> None:
+        super().__init__(text)
+        self.host = host
+        self.late = late
 
 
 class Hosts:
     """The hosts of a plan.  `start` makes them, `prepare` tells them what to play; `wire`, `conductor` are the driver's ends."""
 
-    def __init__(
-        self, plan: Plan, names: list[str], transport: str, start_timeout: float, *, through_client: bool = False
-    ) -> None:
+    def __init__(self, plan: Plan, names: list[str], transport: str, start_timeout: float, pulse: Pulse | None = None) -> None:
         self.plan = plan
         self.names = [plan.name(host, names) for host in range(plan.hosts)]
         self.transport = transport
         self.start_timeout = start_timeout
+        self.pulse = pulse or Pulse()
+        self.silence = self.give_up = 0.0
         self.handles: list[Any] = []
         self.pids: dict[str, int] = {}
         self.wire: Wire | None = None
         self.conductor: Conductor | None = None
         self.run = ""
-        self._home = home()
+        self._home = self.pulse.call(home)
         #: every process is reached by 127.0.0.1, so nobody else needs to
-        self._loopback = {machine.ip for machine in machines()} == {self._home.ip}
-        self._head = Head() if not through_client else None
+        self._loopback = {machine.ip for machine in self.pulse.call(machines)} == {self._home.ip}
         self._left: set[str] = set()  # machines on which a host did not come up again
         self._desk: Any = None
         self._said: Callable[[int], HostSpec]
@@ -73,6 +79,7 @@ class Hosts:
         """Tell the hosts what they play, and each other.  Hosts that played something else are warm, and are told anew."""
         self.stop()
         self.run = uuid.uuid4().hex[:12]  # what is still in flight from before is a stranger's from here on
+        self.silence, self.give_up = options.silence, options.give_up
         secret = make_secret() if self.transport == "sockets" else None
         self._said = lambda host: HostSpec(
             run=self.run,
@@ -136,7 +143,7 @@ class Hosts:
     def _ask(self, refs: list[Any], hosts: Any, timeout: float) -> list[Any]:
         """The answers of hosts; ClusterError names the first that died, or that does not answer."""
         try:
-            answers: list[Any] = ray.get(refs, timeout=timeout)
+            answers: list[Any] = self.pulse.call(lambda: ray.get(refs, timeout=timeout))
             return answers
         except RayError as error:
             late = []
@@ -144,16 +151,17 @@ class Hosts:
                 try:
                     ray.get(ref, timeout=0)
                 except GetTimeoutError:
-                    late.append(self.names[host])
+                    late.append(host)
                 except RayActorError as death:
-                    raise HostLost(
-                        f"host {self.names[host]} died while it was told what to play\n  Ray says: {why(death)}"
-                    ) from death
+                    text = f"host {self.names[host]} died while it was told what to play\n  Ray says: {why(death)}"
+                    raise HostLost(host, text) from death
                 except RayError as other:
                     raise ClusterError(f"host {self.names[host]} failed: {other}") from other
             if late:
-                text = f"no answer from host {', '.join(late)} within {timeout:g} s\n  see:  ray status"
-                raise HostLost(text) from error
+                names = ", ".join(self.names[host] for host in late)
+                raise HostLost(
+                    late[0], f"no answer from host {names} within {timeout:g} s\n  see:  ray status", late=True
+                ) from error
             raise ClusterError(f"Ray failed: {error}") from error
 
     # ---- while they play ------------------------------------------------------------------------------------------------------
@@ -161,49 +169,59 @@ class Hosts:
     def lost(self) -> tuple[int, str] | None:
         """A host that died since, or that does not answer any more, and why; asked of Ray now and then only."""
         now = time.perf_counter()
-        if now - self._looked < LOOK or (self._head is not None and not self._head.answers()):
+        if now - self._looked < LOOK:
             return None
         assert self.conductor is not None
+        # The driver was busy with a round, or whoever takes them from it was: nobody listened, so that was no silence.
+        away = now - self._looked - 2 * LOOK if self._looked else 0.0
+        self._looked = now
+        if away > 0:
+            for times in (self.conductor.heard, self._asked):
+                times.update({host: min(since + away, now) for host, since in times.items()})
+        self.pulse.check()
         ready, _ = ray.wait(self._serving, num_returns=len(self._serving), timeout=0)
         for ref in ready:
             host = self._serving.index(ref)
             try:
                 ray.get(ref)
             except RayActorError as death:
-                if self._head is not None and not self._head.answers(now=True):
-                    return None  # nobody who could start another one
+                self._looked = 0.0  # where one was found there may be more, as when a machine goes
                 return host, why(death)
             except RayError as error:
+                self._looked = 0.0
                 return host, str(error).strip().splitlines()[0][:200]
             self._serving[host] = self._serve(host)
         for host, heard in self.conductor.heard.items():
             asked = self._asked.get(host, 0.0)
-            if now - heard < SILENCE:
-                self._asked.pop(host, None)
-            elif not asked:
+            if asked and heard > asked:  # it has answered
+                del self._asked[host]
+                asked = 0.0
+            if now - heard < self.silence:
+                continue
+            if not asked:
                 self._asked[host] = now
                 self.conductor.ping(host)
-            elif now - asked > GIVE_UP:
+            elif now - asked > self.give_up:
                 return host, f"it has not answered for {now - heard:.0f} s"
-        self._looked = now  # where one was found there may be more, as when a machine goes
         return None
 
     def replace(self, host: int, case: Case) -> None:
         """Put a new process in the place of a host that is gone.  No round may be playing.
 
         It is made on the same machine; on another one, if Ray knows that the machine is gone.  That takes Ray some 15 s, in which
-        it goes on starting processes there; so where the new one dies too, the machine is taken for gone as well.
+        it goes on starting processes there; so where the new one dies too, the machine is taken for gone as well.  Raises
+        HostLost if that was the last one.
         """
-        ray.kill(self.handles[host])
+        self._end(host)
         while True:
             self._move(host)
             try:
                 return self._replace(host, case)
-            except HostLost as loss:
-                ray.kill(self.handles[host])
+            except HostLost:
+                self._end(host)
+                if len(self._others()) <= 1:
+                    raise  # the machine is ours, or the last one: whoever asks for it knows how often it was tried
                 self._left.add(self.plan.machines[host].id)
-                if not self._others():
-                    raise ClusterError(f"{loss}\n  and no other machine is left; finished rounds are kept") from loss
 
     def _replace(self, host: int, case: Case) -> None:
         wire, conductor = self.wire, self.conductor
@@ -211,7 +229,7 @@ class Hosts:
         self._incarnations[host] += 1
         incarnation = self._incarnations[host]
         name = f"{self.run}-{host}-{incarnation}"
-        self.handles[host] = self._make(host, name)
+        self.handles[host] = self.pulse.call(lambda: self._make(host, name))
         (answer,) = self._ask([self._tell(host)], [host], self.start_timeout + 2)
         address = self._answer(host, case, answer) or name
         self._addresses[host] = address
@@ -230,7 +248,7 @@ class Hosts:
         """The machines that a host can be made on; with loopback sockets, those that are reached so."""
         return [
             machine
-            for machine in machines()
+            for machine in self.pulse.call(machines)
             if machine.id not in self._left and (not self._loopback or machine.ip == self._home.ip)
         ]
 
@@ -245,6 +263,25 @@ class Hosts:
         held = Counter(machine.id for machine in chosen)
         chosen[host] = min(rest.values(), key=lambda machine: held[machine.id] / max(1, machine.cpus))
         self.plan = Plan(self.plan.kind, self.plan.place, tuple(chosen))
+
+    def again(self, host: int) -> None:
+        """A host died before it could play: make another one, which `prepare` tells what to play."""
+        self._end(host)
+        self.handles[host] = self._make(host)
+
+    def _end(self, host: int) -> None:
+        """See to it that a host that is given up is gone: one that hangs does not do what Ray asks of it, which is to leave."""
+        lives = bool(self._serving) and not ray.wait([self._serving[host]], timeout=0)[0]
+        self.pulse.call(lambda: ray.kill(self.handles[host]))
+        if lives:
+            self._kill_here(host)
+
+    def _kill_here(self, host: int) -> None:
+        """Without Ray, where that is possible: on our own machine."""
+        pid = self.pids.get(self.names[host])
+        if pid is not None and self.plan.machines[host].id == self._home.id:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     # ---- the end --------------------------------------------------------------------------------------------------------------
 
@@ -270,11 +307,14 @@ class Hosts:
     def kill(self, *, there: bool) -> None:
         """End the processes, unless they go with the Ray that was started for them (`there`: it stays)."""
         handles, self.handles = self.handles, []
-        if there and ray.is_initialized():
+        if there and ray.is_initialized() and not self.pulse.lost:
             for handle in handles:
                 ray.kill(handle)
             if self._desk is not None:
                 ray.kill(self._desk)
+        elif there and self.pulse.lost:  # a raylet that waits for its GCS would keep them
+            for host in range(len(handles)):
+                self._kill_here(host)
         if self.wire is not None:
             self.wire.close()
             self.wire = None

@@ -16,7 +16,7 @@ from ray.exceptions import RayError
 
 from cluster.conductor import Conductor, Finished
 from cluster.engine import Record
-from cluster.hosts import GIVE_UP, SILENCE, Hosts
+from cluster.hosts import HostLost, Hosts
 from cluster.nodes import machines
 from cluster.parity import Parity, Report, merge, schedule_of
 from cluster.placement import AUTO, Plan, make_plan
@@ -49,6 +49,9 @@ class LiveOptions:
     debug_steps: bool = False
     #: seconds that a cluster may take to answer, or hosts to start
     start_timeout: float = 20.0
+    #: seconds that a host may be silent before it is asked whether it is there, and then before it is given up
+    silence: float = 5.0
+    give_up: float = 20.0
     #: auto, dedicated, packed, or a JSON file
     placement: str = AUTO
     #: processes that packed actors share; None: one for each CPU
@@ -154,9 +157,9 @@ class LiveRun:
             self._know(self.case)
             self.session.open()
             options = self.options
-            self.plan = make_plan(self.names, machines(), options.placement, options.hosts, options.vms)
+            self.plan = make_plan(self.names, self.session.pulse.call(machines), options.placement, options.hosts, options.vms)
             transport = "ray" if self.session.client else options.transport
-            self.hosts = Hosts(self.plan, self.names, transport, options.start_timeout, through_client=self.session.client)
+            self.hosts = Hosts(self.plan, self.names, transport, options.start_timeout, self.session.pulse)
             self.hosts.start()
             self._prepare()
         except BaseException:
@@ -206,7 +209,15 @@ class LiveRun:
     def _prepare(self) -> None:
         assert self.hosts is not None
         log_dir = str(self.log_dir) if self.log_dir is not None and self.options.debug_steps else ""
-        self.hosts.prepare(self.case, self.options, log_dir)
+        deaths = 0
+        while True:
+            try:
+                return self.hosts.prepare(self.case, self.options, log_dir)
+            except HostLost as death:  # no round is lost yet
+                deaths += 1
+                if death.late or deaths > DEATHS:
+                    raise
+                self.hosts.again(death.host)
 
     # ---- rounds -------------------------------------------------------------------------------------------------------------
 
@@ -282,8 +293,12 @@ class LiveRun:
                     f"host {hosts.names[host]} died in round {gone.numbers[0]}: {reason}\n"
                     f"  it died {deaths[host]} times in a row without a finished round in between; finished rounds are kept"
                 )
-            hosts.replace(host, self.case)
-            lost = self._met(hosts, conductor, host)
+            try:
+                hosts.replace(host, self.case)
+            except HostLost as death:
+                lost = death.host, "it died while it was told what to play"
+            else:
+                lost = self._met(hosts, conductor, host)
         self.plan = hosts.plan
         self._left += len(numbers)
         for vm in range(self.options.vms):
@@ -292,7 +307,7 @@ class LiveRun:
     def _met(self, hosts: Hosts, conductor: Conductor, host: int) -> tuple[int, str] | None:
         """Wait until all others know the new host; or until one of them is found to be lost as well."""
         assert hosts.wire is not None
-        deadline = time.perf_counter() + SILENCE + GIVE_UP + self.options.start_timeout
+        deadline = time.perf_counter() + self.options.silence + self.options.give_up + self.options.start_timeout
         while not conductor.all_met(host, conductor.link.incarnations[host]):
             for data in hosts.wire.receive(LOOK_UP):
                 self._receive(conductor, data)

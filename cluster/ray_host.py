@@ -14,7 +14,7 @@ from cluster.engine import Engine
 from cluster.host import Host
 from cluster.link import Link
 from cluster.transport import LOOPBACK, RayWire, Secret, SocketWire, Wire
-from racevisor.errors import ClusterError
+from racevisor.errors import ClusterError, RacevisorError
 from racevisor.events import EventLog
 from racevisor.scenario import Case, Source, from_source
 
@@ -123,8 +123,17 @@ class Seat:
             for data in wire.receive(0 if host.busy else LOOK_UP):
                 host.receive(data)
             host.turn()
-            if self.events is not None and not host.busy:
+            self._write()
+
+    def _write(self) -> None:
+        """Write the log out while there is nothing else to do; the driver is told if that fails, as when the disk is full."""
+        host = self.host
+        if self.events is not None and host is not None and not host.busy and not host.failed:
+            try:
                 self.events.flush()
+            except RacevisorError as error:
+                host.fail(error)
+                host.turn()
 
     @ray.method(num_returns=0)
     def deliver(self, data: bytes) -> None:
@@ -152,8 +161,7 @@ class Seat:
         if host.busy and not self.going_on:
             self.going_on = True
             self.again()
-        if self.events is not None and not host.busy:
-            self.events.flush()
+        self._write()
 
     def beat(self) -> int:
         """Still there."""

@@ -5,6 +5,7 @@ The embedded Ray (`cluster.embedded`) listens on 127.0.0.1 only, keeps its files
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib.util
 import json
@@ -33,6 +34,7 @@ import actors
 import cluster
 import racevisor
 from cluster import embedded
+from cluster.pulse import PATIENCE, Pulse, pulse_here
 from racevisor.errors import ClusterError
 
 #: Ray's sockets live below its temporary directory, and the path of a Unix socket has at most 103 (macOS) or 107 characters.
@@ -45,6 +47,8 @@ CLIENT = "ray://"
 #: Ray does not say that a secret is missing or wrong; it goes on asking.
 TOKEN = "  if it has a secret, it is wanted here too:  RAY_AUTH_MODE=token, and the cluster's ~/.ray/auth_token\n"
 LOOPBACKS = ("127.0.0.1", "localhost", "::1")
+#: How long leaving a cluster that is gone may take, in seconds, before we leave without Ray's consent.
+LEAVE = 10.0
 
 
 class Session:
@@ -56,6 +60,7 @@ class Session:
         self.reused = False
         self.directory: Path | None = None
         self.child: subprocess.Popen[str] | None = None
+        self.pulse = Pulse()
 
     @property
     def joined(self) -> bool:
@@ -83,6 +88,11 @@ class Session:
                     self._embed(self.directory)
                 else:
                     self._join(self.address)
+            child = self.child
+            self.pulse = pulse_here(
+                (lambda: child.poll() is not None) if child is not None else (lambda: False),
+                0.0 if child is not None else PATIENCE,  # nobody starts again what we started
+            )
         except BaseException:
             self.close()
             raise
@@ -181,7 +191,10 @@ class Session:
             return
         with _later():
             if ray.is_initialized():
-                ray.shutdown()
+                if self.pulse.lost:
+                    _leave()
+                else:
+                    ray.shutdown()
             if self.child is not None:
                 _end_child(self.child, str(self.directory))
                 self.child = None
@@ -196,6 +209,15 @@ _PRINT = ray._private.worker.print_to_stdstream
 
 def _say_nothing(data: Any, ignore_prefix: bool) -> None:
     """In the place of Ray's print_to_stdstream()."""
+
+
+def _leave() -> None:
+    """ray.shutdown() from a cluster that is gone: it waits for answers that nobody gives, some seconds or for ever."""
+    thread = threading.Thread(target=ray.shutdown, name="ray.shutdown", daemon=True)
+    thread.start()
+    thread.join(LEAVE)
+    if thread.is_alive():  # else Ray would wait for the same once more when Python exits
+        atexit.unregister(ray.shutdown)
 
 
 def _end_child(child: subprocess.Popen[str], directory: str) -> None:

@@ -278,7 +278,8 @@ def run(**options: Any) -> int:
     "--resume",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Go on with what was interrupted there; --duration and --rounds count from its very beginning.",
+    help="Go on with what was interrupted there, on another cluster with --address; --duration and --rounds count from its very "
+    "beginning.",
 )
 @_full
 @click.option("--json", "json_", is_flag=True, help="One JSON object on standard output, and nothing else there.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ class EventLog:
         self.debugging = debug
         self.bounded = bounded
         self._bound = bound
+        self._whole = 0  # where the file ended when it was last written out
         try:
             directory.mkdir(parents=True, exist_ok=True)
             self._open()
@@ -40,6 +42,7 @@ class EventLog:
 
     def _open(self) -> None:
         self._file = self.path.open("a", encoding="utf-8")
+        self._whole = self._file.tell()
         self._logger: Any = structlog.wrap_logger(
             structlog.WriteLogger(self._file),
             processors=[
@@ -70,15 +73,19 @@ class EventLog:
         """Hand what is buffered to the system: a process that is killed later loses nothing up to here."""
         try:
             self._file.flush()
-            if self.bounded and self._file.tell() > FILE_BYTES:
+            self._whole = self._file.tell()
+            if self.bounded and self._whole > FILE_BYTES:
                 self._rotate()
         except OSError as error:
             raise self._unwritable(error) from error
 
     def close(self) -> None:
-        """Write out what is buffered and close the file; what the disk does not take any more is lost."""
-        with contextlib.suppress(OSError):
+        """Write out what is buffered and close the file; what the disk does not take any more is lost, whole lines of it."""
+        try:
             self._file.close()
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.truncate(self.path, self._whole)
 
     def _rotate(self) -> None:
         self._file.close()
@@ -91,7 +98,8 @@ class EventLog:
 
     def _unwritable(self, error: OSError) -> UsageError:
         return UsageError(
-            f"cannot write the log {self.path}: {error.strerror or error}\n  choose another place:  --log-dir DIRECTORY"
+            f"cannot write the log {self.path}: {error.strerror or error}\n"
+            f"  choose another place:  {'--dir' if self.bounded else '--log-dir'} DIRECTORY"
         )
 
 

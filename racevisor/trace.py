@@ -129,10 +129,12 @@ def save(trace: Trace, path: Path) -> None:
             file.write(msgpack.packb(header, use_bin_type=True) + body)
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:  # Ctrl-C as well
         if temporary:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+        if not isinstance(error, OSError):
+            raise
         raise TraceError(
             f"cannot write trace {path}: {error.strerror or error}\n  another folder:  --trace-dir DIRECTORY"
         ) from error

@@ -1,13 +1,11 @@
-"""Which machines of a cluster are used, and how the end of its head is noticed.  No Ray is started."""
+"""Which machines of a cluster are used.  No Ray is started."""
 
-import socket
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from cluster.nodes import Head, home, machines
-from racevisor.errors import ClusterError
+from cluster.nodes import home, machines
 
 
 def node(name: str, cpus: int | None, alive: bool = True) -> dict[str, Any]:
@@ -27,18 +25,3 @@ def test_a_cluster_without_cpus_is_used_all_the_same(monkeypatch: pytest.MonkeyP
     """Hosts ask Ray for no CPU; nothing else there could be meant."""
     monkeypatch.setattr("ray.nodes", lambda: [node("b", None), node("a", 0)])
     assert [machine.id for machine in machines()] == ["a", "b"]
-
-
-def test_a_head_that_stays_away_ends_the_run_before_ray_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray does that after 60 s and in the middle of a line: whatever was found would be lost."""
-    assert Head.GIVE_UP + Head.EVERY + Head.PATIENCE < 60
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
-        monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(gcs_address=address))
-        head = Head()
-        assert head.answers()
-    assert head.answers(), "it is not asked all the time"
-    assert not head.answers(now=True), "a head that is restarted has some seconds for that"
-    monkeypatch.setattr(Head, "GIVE_UP", -1.0)
-    with pytest.raises(ClusterError, match=r"the head of the cluster has been away for .*\n.*finished rounds are kept"):
-        head.answers(now=True)

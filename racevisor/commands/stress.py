@@ -83,14 +83,16 @@ class Book:
         if not now and time.perf_counter() - self._saved < SAVE_EVERY:
             return
         path = self.directory / FILE
-        temporary = self.directory / f".{FILE}.{os.getpid()}"
+        temporary = self.directory / f".{FILE}.new"  # one that a driver that was killed has left is written anew
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             temporary.write_text(json.dumps(self.state(seconds, done), indent=1) + "\n", encoding="utf-8")
             temporary.replace(path)
-        except OSError as error:
+        except BaseException as error:  # Ctrl-C as well
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
+            if not isinstance(error, OSError):
+                raise
             raise UsageError(
                 f"cannot write {path}: {error.strerror or error}\n  choose another place:  --dir DIRECTORY"
             ) from error
@@ -150,6 +152,8 @@ def stress(
             if name is not None:
                 raise UsageError(f"--resume {resume} goes on with what was played there\n  leave out {name}")
             book, seconds, wanted = _resumed(resume, duration, rounds)
+            if live.get("address") is not None:  # the cluster of before may be gone for good
+                book.what["live"]["address"] = live["address"]
         elif name is not None:
             book, seconds, wanted = _begun(name, variant, setup, memory, vcpus, duration, rounds, directory, live)
         else:
