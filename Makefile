@@ -11,7 +11,7 @@ PYTHON ?= python3.13 python3.12 python3.11 python3
 
 MINUTES ?= 10
 
-.PHONY: help setup demo test verify docs lint bench soak wheel lock clean
+.PHONY: help setup demo test verify corpus docs lint bench soak wheel lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo "  make demo     lose an INIT, explain it, and run it live on Ray (ROUNDS=$(ROUNDS))"
 	@echo "  make test     run the tests                     (ARGS='-k replay' goes to pytest)"
 	@echo "  make verify   search every claim of every scenario: minutes"
+	@echo "  make corpus   shrink and explain every variant that goes wrong: minutes"
 	@echo "  make docs     write docs/verdicts.md, the page of all claims"
 	@echo "  make lint     ruff, ruff format --check, mypy --strict"
 	@echo "  make bench    cost of a step, and what the strategies and live runs reach"
@@ -40,10 +41,13 @@ demo: $(STAMP)
 	$(BIN)/racevisor run init_sipi --variant latch --rounds $(ROUNDS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 verify: $(STAMP)
 	$(BIN)/racevisor verify $(ARGS)
+
+corpus: $(STAMP)
+	$(BIN)/python -m pytest --whole-corpus tests/test_shrink.py tests/test_explain.py $(ARGS)
 
 # In two steps: a page that could not be made leaves the old one in place.
 docs: $(STAMP)

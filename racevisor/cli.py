@@ -31,6 +31,17 @@ _trace_dir = click.option(
 )
 
 
+_no_shrink = click.option("--no-shrink", is_flag=True, help="Draw the interleaving as it was found, and do not explain it.")
+_shrink_budget = click.option(
+    "--shrink-budget",
+    type=click.FloatRange(0),
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long shrinking may take, and explaining as long again; then the best so far is drawn.",
+)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="racevisor")
 def cli() -> None:
@@ -100,6 +111,8 @@ def show(name: str, variants: tuple[str, ...], source: bool, as_json: bool) -> N
     help="Search part by part what talks through a hub only.  [default: with more than 2 vCPUs]",
 )
 @click.option("--picture", is_flag=True, help="Draw an interleaving even if several cells are explored.")
+@_no_shrink
+@_shrink_budget
 @_full
 @_json
 def explore(**options: Any) -> int:
@@ -167,11 +180,24 @@ def selfcheck(jobs: int | None, as_json: bool) -> int:
 )
 @click.option("--address", metavar="ADDR", help="With --on ray: the cluster, as for racevisor run.")
 @click.option("--placement", default="auto", show_default=True, metavar="P", help="With --on ray: as for racevisor run.")
+@_no_shrink
+@_shrink_budget
 @_full
 @_json
-def replay(file: Path, scenario: str | None, on: str, address: str | None, placement: str, full: bool, as_json: bool) -> int:
-    """Run a trace again, step by step, and draw it.  Exit status 3 if any step differs."""
+def replay(
+    file: Path,
+    scenario: str | None,
+    on: str,
+    address: str | None,
+    placement: str,
+    no_shrink: bool,
+    shrink_budget: float,
+    full: bool,
+    as_json: bool,
+) -> int:
+    """Run a trace again, step by step, and draw it, shrunk.  Exit status 3 if any step differs."""
     from racevisor.commands.replay import replay_trace
+    from racevisor.commands.why import Wish
 
     gated = None
     if on == "ray":
@@ -183,7 +209,49 @@ def replay(file: Path, scenario: str | None, on: str, address: str | None, place
             with LiveRun(case, options) as run:
                 return play(run, picks), str(run.plan)
 
-    return replay_trace(file, scenario, full, as_json, gated)
+    return replay_trace(file, scenario, full, as_json, gated, Wish(not no_shrink, shrink_budget))
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--scenario", metavar="NAME", help="The scenario, if it is no longer where it was recorded.")
+@_shrink_budget
+@_full
+@_json
+def explain(file: Path, scenario: str | None, shrink_budget: float, full: bool, as_json: bool) -> int:
+    """Why the run of a trace went wrong: the steps whose order decides, and the nearest run that ends well."""
+    from racevisor.commands.explain import explain_trace
+    from racevisor.commands.why import Wish
+
+    return explain_trace(file, scenario, full, as_json, Wish(True, shrink_budget))
+
+
+@cli.command()
+@click.argument("name")
+@click.argument("one", metavar="V1")
+@click.argument("other", metavar="V2")
+@click.option("--setup", metavar="S", help="Who runs.  [default: the first set-up in which V1 is claimed to go wrong]")
+@click.option("--memory", default="tso", show_default=True, metavar="M", help="Memory model: sc, tso (x86) or pso.")
+@click.option("--budget", default="1m", show_default=True, metavar="TIME", help="For each version: to find, and again to count.")
+@_vcpus
+@_shrink_budget
+@_json
+def compare(
+    name: str,
+    one: str,
+    other: str,
+    setup: str | None,
+    memory: str,
+    budget: str,
+    vcpus: int | None,
+    shrink_budget: float,
+    as_json: bool,
+) -> int:
+    """Two versions side by side, as plain text for a mail: how many classes of executions are bad, and why."""
+    from racevisor.commands.compare import compare_variants
+    from racevisor.commands.why import Wish
+
+    return compare_variants(name, one, other, setup, memory, vcpus, budget, as_json, Wish(True, shrink_budget))
 
 
 def _live(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -247,6 +315,8 @@ def _live(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--log-steps", is_flag=True, help="Log every step as well, one file per host.")
 @_trace_dir
+@_no_shrink
+@_shrink_budget
 @_full
 @_json
 def run(**options: Any) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import Any
 
 from actors.vm import Calls
@@ -18,7 +17,6 @@ from racevisor.ledger import Bounds, Ledger, Look, judge
 from racevisor.memory import MODELS
 from racevisor.monitor import Violation
 from racevisor.scenario import Always, Case, Never, Sometimes, in_table, load, require
-from racevisor.strategies.random_walk import RandomWalk
 from racevisor.world import Execution, World
 
 LOOK = 16  # executions between two looks at the clock and at the tree
@@ -282,27 +280,6 @@ def _ledger(
         guarantee=guarantee() if guarantee is not None else None,
         by_clock=(stopped and budget.by_clock) or getattr(picker, "by_clock", False),
     )
-
-
-def clearest(case: Case, found: Witness, *, runs: int = 300) -> Witness:
-    """A bad execution with fewer context switches than `found`, if some lazy random walks meet one."""
-    world = case.world(automata=True)
-    walk = RandomWalk("clearest", runs, stay=0.9)
-    best, fewest = found, _switches([channel for channel, _ in found.schedule])
-    try:
-        for run in range(runs):
-            execution = world.run(walk, run)
-            if {v.check for v in execution.violations} & {v.check for v in found.violations}:
-                cost = _switches([step.channel for step in execution.steps])
-                if cost < fewest:
-                    best, fewest = witness(execution), cost
-    finally:
-        world.close()
-    return best
-
-
-def _switches(channels: list[str]) -> tuple[int, int]:
-    return sum(a != b for a, b in pairwise(channels)), len(channels)
 
 
 def cases(

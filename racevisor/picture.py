@@ -72,6 +72,8 @@ class Picture:
         self.world = world
         self.actors: dict[str, Actor] = {thread.actor.name: thread.actor for thread in world.threads}
         self.fatal = {n for violation in execution.violations for n in violation.fatal}
+        #: steps that are drawn and marked as well, like the pair whose order decides
+        self.marked: set[int] = set()
         self.kernel_name = {function.__name__: name for name, function in case.variant.replaces.items()}
         self.landing, self.origin = _flights(self.steps)
         self.was = _overwritten(self.steps)
@@ -144,7 +146,7 @@ class Picture:
         kept = {
             step.n
             for step in self.steps
-            if step.n in self.fatal
+            if step.n in self.fatal | self.marked
             or (
                 step.n >= start
                 and (step.kind == CHOICE or step.cell in cells or (step.op.code == Code.SEND and step.op.a in names))
@@ -184,7 +186,12 @@ class Picture:
             if step.kind != THREAD or step.op.code != Code.LOAD:
                 continue
             earlier = last.get((step.thread, cell))
-            if earlier is not None and earlier.result == step.result and earlier.n not in self.fatal and step.n in kept:
+            if (
+                earlier is not None
+                and earlier.result == step.result
+                and earlier.n not in self.fatal | self.marked
+                and step.n in kept
+            ):
                 repeats.add(earlier.n)
             last[step.thread, cell] = step
         return repeats
@@ -242,7 +249,7 @@ class Picture:
                 inside[name] = function
                 above.append((_fit(f"{function}()", room[name]), HEADING))
             _place_above(rows, used, name, above)
-            fatal = entry.step.n in self.fatal
+            fatal = entry.step.n in self.fatal | self.marked
             for i, text in enumerate(_wrapped(self._texts(entry), room[name] - 1, full)):
                 cell = (" " + text, FATAL if fatal else PLAIN)
                 rows.append(_Row(entry.step.n if i == 0 else None, fatal and i == 0, {name: cell}))
@@ -285,7 +292,7 @@ class Picture:
             if entry.function and not entry.landed and f"{name} {entry.function}" != last:
                 last = f"{name} {entry.function}"
                 lines.append([(f"{'':{digits + 2}} {name:<{wide}} ", PLAIN), (_fit(f"{entry.function}()", room), HEADING)])
-            fatal = entry.step.n in self.fatal
+            fatal = entry.step.n in self.fatal | self.marked
             for i, text in enumerate(_wrapped(self._texts(entry), room - 2, False)):
                 number = f"{glyphs.fatal if fatal else '':<1} {entry.step.n:>{digits}}" if i == 0 else " " * (digits + 2)
                 lines.append([(f"{number} {name:<{wide}}   {text}", FATAL if fatal else PLAIN)])

@@ -1,8 +1,22 @@
-"""What tests share: one Ray for all of them."""
+"""What tests share: one Ray for all of them, and the executions that are shrunk and explained."""
 
 from collections.abc import Iterator
 
 import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--whole-corpus`: every variant that goes wrong is shrunk and explained, not only one of each kind; minutes."""
+    parser.addoption("--whole-corpus", action="store_true", help="shrink and explain every variant that goes wrong: minutes")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that asks for `bad_cell` is run for each of the corpus."""
+    if "bad_cell" in metafunc.fixturenames:
+        from corpus import bad_cells
+
+        chosen = list(bad_cells(all_of_them=metafunc.config.getoption("whole_corpus")))
+        metafunc.parametrize("bad_cell", chosen, ids=str, scope="session")
 
 
 @pytest.fixture(scope="session")

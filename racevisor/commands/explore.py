@@ -17,15 +17,14 @@ from racevisor.commands.output import (
     error_line,
     print_json,
     print_paste_lines,
-    print_picture,
     processors,
     quiet_if,
-    reenact,
     trace_folder,
     trace_name,
 )
+from racevisor.commands.why import Reason, Wish, print_reason, reason
 from racevisor.errors import RacevisorError
-from racevisor.explore import Verdict, cases, clearest, explore, explore_case
+from racevisor.explore import Verdict, Witness, cases, explore, explore_case
 from racevisor.ledger import short
 from racevisor.scenario import Always, Case, Never
 
@@ -42,17 +41,30 @@ def explore_scenario(
     picture: bool,
     full: bool,
     as_json: bool,
+    no_shrink: bool,
+    shrink_budget: float,
     **options: Any,
 ) -> int:
     """Returns the exit status: 0 if every claim is confirmed.  `options` are the other fields of racevisor.choose.Wanted."""
     out = console()
     verdicts: list[Verdict] = []
+    reasons: dict[int, Reason] = {}
+    wish = Wish(not no_shrink, shrink_budget)
     with quiet_if(as_json):
         wanted = cases(name, variants, setups, memories, vcpus)
         options["budget"] = parse(budget) if budget is not None else None
         choose.kind(choose.Wanted(**options))
-        first = _First(out, wanted, trace_dir, options["seed"], full) if not as_json and _at_once(wanted, picture) else None
+        first = _First(out, wanted, trace_dir, options["seed"], full, wish) if not as_json and _at_once(wanted, picture) else None
         interrupted = _search(wanted, verdicts, jobs, options, first)
+        shown = _to_draw(verdicts, picture)
+        if shown is not None and (first is None or first.drawn != shown):
+            try:
+                told = reason(wanted[shown], _witness(verdicts[shown]), wish)
+            except KeyboardInterrupt:  # what was found is saved and drawn all the same
+                interrupted = True
+                told = reason(wanted[shown], _witness(verdicts[shown]), Wish(False))
+            reasons[shown] = told
+            verdicts[shown].witness = told.witness
         traces, problem = _save(wanted, verdicts, trace_dir, options["seed"])
         if first is not None:
             problem = problem or first.problem
@@ -61,7 +73,10 @@ def explore_scenario(
     if problem is not None:
         error_line(str(problem))
     if as_json:
-        claims = [{**v.to_json(), "trace": _path(traces.get(i))} for i, v in enumerate(verdicts)]
+        claims = [
+            {**v.to_json(), "trace": _path(traces.get(i)), **(reasons[i].to_json() if i in reasons else {})}
+            for i, v in enumerate(verdicts)
+        ]
         error = {"error": str(problem)} if problem else {}
         print_json({**claims_json(wanted, verdicts, claims), "interrupted": interrupted, **error})
         return status
@@ -70,10 +85,9 @@ def explore_scenario(
     print_summary(out, len(wanted), verdicts, interrupted)
     for line in _how(verdicts):
         out.print(Text(line, style="dim"))
-    shown = _to_draw(verdicts, picture)
-    if shown is not None and (first is None or first.drawn != shown):
+    if shown in reasons:
         out.print()
-        _draw(out, wanted[shown], verdicts[shown], traces.get(shown), full)
+        _draw(out, reasons[shown], traces.get(shown), full)
     elif traces and shown is None:
         example = next(iter(traces.values()))
         out.print()
@@ -93,13 +107,17 @@ def claims_json(wanted: list[Case], verdicts: list[Verdict], claims: list[dict[s
     }
 
 
-def _draw(out: Console, case: Case, verdict: Verdict, path: Path | None, full: bool) -> None:
-    witness = verdict.witness
-    assert witness is not None
-    out.print(Text(f"{case}: run {witness.run}, {len(witness.schedule)} steps", style="bold"))
+def _draw(out: Console, told: Reason, path: Path | None, full: bool) -> None:
+    witness = told.witness
+    out.print(Text(f"{told.case}: run {witness.run}, {len(witness.schedule)} steps", style="bold"))
     out.print()
-    print_picture(out, case, *reenact(case, witness.schedule), full=full)
-    print_paste_lines(out, case, path)
+    print_reason(out, told, full=full)
+    print_paste_lines(out, told.case, path)
+
+
+def _witness(verdict: Verdict) -> Witness:
+    assert verdict.witness is not None
+    return verdict.witness
 
 
 def _at_once(wanted: list[Case], picture: bool) -> bool:
@@ -110,12 +128,13 @@ def _at_once(wanted: list[Case], picture: bool) -> bool:
 class _First:
     """Draws the first bad execution while the other cells are being searched."""
 
-    def __init__(self, out: Console, wanted: list[Case], trace_dir: Path | None, seed: int, full: bool) -> None:
+    def __init__(self, out: Console, wanted: list[Case], trace_dir: Path | None, seed: int, full: bool, wish: Wish) -> None:
         self.out = out
         self.wanted = wanted
         self.trace_dir = trace_dir
         self.seed = seed
         self.full = full
+        self.wish = wish
         self.drawn: int | None = None
         self.problem: RacevisorError | None = None  # told at the end, when nothing can be lost by it
 
@@ -125,11 +144,12 @@ class _First:
             return
         self.drawn = n
         case = self.wanted[n]
-        verdict.witness = clearest(case, verdict.witness)
+        told = reason(case, verdict.witness, self.wish)
+        verdict.witness = told.witness
         path, _ = _record(case, verdict, self.trace_dir, self.seed)
         with meter.aside():
             try:
-                _draw(self.out, case, verdict, path, self.full)
+                _draw(self.out, told, path, self.full)
             except RacevisorError as error:
                 self.problem = error
             self.out.print()
@@ -141,8 +161,6 @@ def _search(wanted: list[Case], verdicts: list[Verdict], jobs: int | None, optio
         if len(wanted) == 1:
             with Meter(str(wanted[0]), None, "executions") as meter:
                 verdict = explore_case(wanted[0], on_look=meter.look, **options)
-                if verdict.witness is not None:
-                    verdict.witness = clearest(wanted[0], verdict.witness)
                 verdicts.append(verdict)
             return False
         with Meter(f"exploring {wanted[0].scenario.name}", len(wanted), "cells") as meter:

@@ -8,7 +8,7 @@ import shlex
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from racevisor.estimate import Estimate
 from racevisor.ledger import short
 from racevisor.monitor import Violation
 from racevisor.picture import ASCII, DIM, FATAL, HEADING, PLAIN, TITLE, UNICODE, Glyphs, Line, Picture, sentences
+from racevisor.reenact import reenact as reenact
 from racevisor.scenario import Case
 from racevisor.world import Execution, World
 
@@ -55,57 +56,12 @@ def error_line(message: str) -> None:
     click.echo(f"racevisor: {message}", err=True)
 
 
-def _busy_loop(case: Case, picks: list[tuple[str, str]]) -> Violation | None:
-    from racevisor.livelock import found_in
-
-    world = case.world(automata=True)
-    try:
-        return found_in(world, [channel for channel, _ in picks])
-    finally:
-        world.close()
-
-
-def reenact(case: Case, picks: list[tuple[str, str]], *, past_violations: bool = False) -> tuple[World, Execution]:
-    """Run a schedule again, with function names; raises NotDeterministic where it differs.
-
-    A search stops at the first broken check; a live machine runs on (`past_violations`), and is judged at its end as well.
-    """
-    from racevisor.guard import unguarded
-    from racevisor.livelock import alone
-    from racevisor.strategies.replay import Replay
-
-    world = case.world(max_steps=max(len(picks) + 1, case.max_steps), functions=True)
-    world.judge = unguarded
-    strategy = Replay(picks, again="")
-    try:
-        world.reset()
-        strategy.begin(world, 0)
-        while world.movable and len(world.steps) < len(picks) and (past_violations or not world.violations):
-            channel = strategy.pick(world.movable)
-            if channel is None:
-                break
-            world.step(channel)
-        status = "violated" if world.violations else "pruned" if world.movable else "terminal"
-        outcome = None
-        if not world.movable and (past_violations or not world.violations):
-            world.violations.extend(case.check(world.vm))
-        if status == "pruned" and alone(world.movable):
-            busy = _busy_loop(case, picks)
-            if busy is not None:
-                status = "violated"
-                world.violations.append(busy)
-        if status != "pruned":
-            outcome = case.scenario.outcome(world.vm)
-        execution = Execution(0, world.steps, status, world.violations, outcome)
-        strategy.end(execution)
-        return world, execution
-    finally:
-        world.close()
-
-
-def print_picture(out: Console, case: Case, world: World, execution: Execution, *, full: bool) -> None:
-    """The interleaving, then what is wrong with it."""
+def print_picture(
+    out: Console, case: Case, world: World, execution: Execution, *, full: bool, marked: Iterable[int] = ()
+) -> None:
+    """The interleaving, then what is wrong with it; `marked` are steps to be shown and marked like those that the check names."""
     picture = Picture(case, world, execution)
+    picture.marked.update(marked)
     for line in picture.draw(out.width, full=full, glyphs=glyphs(out)):
         out.print(_text(line), soft_wrap=True)
     if picture.landings_shown:
@@ -124,10 +80,11 @@ def _text(line: Line) -> Text:
 
 
 def print_paste_lines(out: Console, case: Case, trace: Path | None) -> None:
-    """Two lines to paste: replay it, and run it live."""
+    """Lines to paste: replay it, explain it, and run it live."""
     out.print()
     if trace is not None:
         out.print(f"  replay it:    racevisor replay {shlex.quote(str(trace))}", soft_wrap=True)
+        out.print(f"  explain it:   racevisor explain {shlex.quote(str(trace))}", soft_wrap=True)
     out.print(f"  run it live:  racevisor run {live_arguments(case)}", soft_wrap=True)
 
 

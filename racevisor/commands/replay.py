@@ -19,7 +19,9 @@ from racevisor.commands.output import (
     reenact,
     violation_json,
 )
+from racevisor.commands.why import Wish, print_reason, reason
 from racevisor.errors import NotDeterministic
+from racevisor.explore import witness
 from racevisor.scenario import Case
 from racevisor.trace import Trace
 from racevisor.world import Execution
@@ -28,8 +30,11 @@ from racevisor.world import Execution
 OnRay = Callable[[Case, list[tuple[str, str]]], tuple[Execution, str]]
 
 
-def replay_trace(file: Path, scenario: str | None, full: bool, as_json: bool, on_ray: OnRay | None = None) -> int:
-    """Returns the exit status: 0 identical, 3 not."""
+def replay_trace(
+    file: Path, scenario: str | None, full: bool, as_json: bool, on_ray: OnRay | None = None, wish: Wish | None = None
+) -> int:
+    """Returns the exit status: 0 identical, 3 not.  What is drawn is shrunk as `wish` says; what is compared is not."""
+    wish = wish or Wish()
     with quiet_if(as_json):
         recorded = trace.load(file)
         case = trace.case_of(recorded, file, scenario)
@@ -54,7 +59,11 @@ def replay_trace(file: Path, scenario: str | None, full: bool, as_json: bool, on
         out.print(Text(f"on Ray as well, each step in its order, to the same end; {placement}", style="bold"), soft_wrap=True)
     out.print(Text(f"recorded by {recorded.recorded_by}, strategy {recorded.strategy}, seed {recorded.seed}", style="dim"))
     out.print()
-    print_picture(out, case, world, execution, full=full)
+    if execution.bad and wish.shrink:
+        was_live = recorded.recorded_by == trace.LIVE
+        print_reason(out, reason(case, witness(execution), wish, past_violations=was_live), full=full)
+    else:
+        print_picture(out, case, world, execution, full=full)
     print_paste_lines(out, case, None)
     return 0
 

@@ -25,8 +25,11 @@ from racevisor.commands.output import (
     trace_folder,
     trace_name,
 )
+from racevisor.commands.why import Reason, Wish, print_reason, readable
 from racevisor.errors import RacevisorError
+from racevisor.explore import Witness
 from racevisor.scenario import Always, Case, Never, default_setup, load, require
+from racevisor.shrink import SECONDS
 
 #: bad rounds saved as traces; the others are counted
 TRACES = 20
@@ -148,8 +151,11 @@ def run_live(
     trace_dir: Path | None,
     full: bool,
     as_json: bool,
+    no_shrink: bool = False,
+    shrink_budget: float = SECONDS,
 ) -> int:
     """Returns the exit status."""
+    wish = Wish(not no_shrink, shrink_budget)
     with quiet_if(as_json):
         scenario, source = load(name)
         variant = require("variant", variant or next(iter(scenario.variants)), scenario.variants, scenario.name)
@@ -174,7 +180,7 @@ def run_live(
     if as_json:
         print_json(tally_json(tally, seconds))
     elif tally.rounds or tally.problem is None:
-        print_results(console(), tally, seconds, full)
+        print_results(console(), tally, seconds, full, wish)
     for problem in (tally.problem, tally.unsaved):
         if problem is not None:
             error_line(str(problem))
@@ -235,7 +241,7 @@ def tally_json(tally: Tally, seconds: float) -> dict[str, Any]:
     }
 
 
-def print_results(out: Console, tally: Tally, seconds: float, full: bool) -> None:
+def print_results(out: Console, tally: Tally, seconds: float, full: bool, wish: Wish) -> None:
     case = tally.case
     ended = f" (interrupted after {tally.rounds} rounds)" if tally.interrupted else ""
     rate = f", {tally.rounds / seconds:,.1f} rounds/s" if tally.rounds and seconds else ""
@@ -275,14 +281,46 @@ def print_results(out: Console, tally: Tally, seconds: float, full: bool) -> Non
     out.print()
     out.print(Text(f"round {tally.first_number}, the first bad one, {len(tally.first_bad.picks)} steps:", style="bold"))
     out.print()
-    if full or len(tally.first_bad.picks) <= LONGEST_PICTURE:
-        print_picture(out, case, *reenact(case, tally.first_bad.picks, past_violations=True), full=full)
+    first = tally.first_bad
+    if wish.shrink:
+        told = readable(case, Witness(first.picks, first.violations, first.outcome, first.status, tally.first_number), wish)
+        if told.case is not case:
+            out.print(Text(f"the same check fails with {told.case.vcpus} vCPUs; that is drawn:", style="bold"), soft_wrap=True)
+            out.print()
+        if told.shrunk is not None or full or len(first.picks) <= LONGEST_PICTURE:
+            print_reason(out, told, full=full)
+            _save_shrunk(tally, told)
+        else:
+            out.print(f"  too long for a picture (--full prints it); {first.outcome}")
+    elif full or len(first.picks) <= LONGEST_PICTURE:
+        print_picture(out, case, *reenact(case, first.picks, past_violations=True), full=full)
     else:
-        out.print(f"  too long for a picture (--full prints it); {tally.first_bad.outcome}")
+        out.print(f"  too long for a picture (--full prints it); {first.outcome}")
     print_paste_lines(out, case, tally.traces[0] if tally.traces else None)
     if len(tally.traces) > 1:
         more = f" (the first {TRACES} bad rounds)" if tally.bad > len(tally.traces) else ""
         out.print(f"  {len(tally.traces)} traces in {tally.folder}/{more}", soft_wrap=True)
+
+
+def _save_shrunk(tally: Tally, told: Reason) -> None:
+    """Beside the round that was played: a trace of the World, which replays and explains like any other."""
+    if told.shrunk is None or not tally.traces:
+        return
+    witness = told.witness
+    recorded = trace.record(
+        told.case,
+        witness.schedule,
+        outcome=witness.outcome,
+        status=witness.status,
+        violations=witness.violations,
+        seed=tally.seed,
+        strategy="live, shrunk",
+        recorded_by=trace.EXPLORE,
+    )
+    try:
+        trace.save(recorded, tally.traces[0].with_name(f"{tally.traces[0].stem}-shrunk.trace"))
+    except RacevisorError as error:
+        tally.unsaved = tally.unsaved or error
 
 
 def _sentence(tally: Tally) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 
 from racevisor.commands.output import console, error_line, print_json, quiet_if
 from racevisor.commands.run import Tally, play, print_results, tally_json
+from racevisor.commands.why import Wish
 from racevisor.errors import UsageError
 from racevisor.events import older_file
 from racevisor.scenario import Case, default_setup, load, require
@@ -179,7 +180,7 @@ def stress(
         found = tally_json(tally, played)
         print_json({**found, "aborted": book.aborted, "dir": str(book.directory), "vms": what["live"]["vms"]})
     elif tally.rounds or tally.problem is None:
-        print_results(console(), tally, played, full)
+        print_results(console(), tally, played, full, Wish())
         _print_directory(book, done)
     for problem in (tally.problem, tally.unsaved):
         if problem is not None:
