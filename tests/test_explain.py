@@ -55,7 +55,7 @@ def test_what_is_said_to_be_ordered_is_what_the_search_takes_for_ordered(bad_cel
         (
             "synic_message",
             "page_walk",
-            "walk_page(): cmpxchg(synic0.type2, TIMER, NONE) == TIMER",
+            "empty_slot_of(): cmpxchg(synic0.type2, TIMER, NONE) == TIMER",
             "synic_deliver_msg(): synic0.type2 = TIMER",
         ),
         (

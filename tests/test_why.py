@@ -127,7 +127,7 @@ def test_a_long_round_of_a_large_machine_is_told_with_few_vcpus() -> None:
     world.close()
     shrunk = reason(case, found, Wish(seconds=5)).shrunk
     assert shrunk is not None
-    assert shrunk.after.actors == 2 < shrunk.before.actors
+    assert shrunk.after.actors <= 3 < shrunk.before.actors
     found.schedule.extend([("", "")] * LONG)
     told = readable(case, found, Wish())
     assert told.case.vcpus == 2
