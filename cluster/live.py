@@ -14,6 +14,7 @@ from typing import Self
 
 from ray.exceptions import RayError
 
+from actors.ops import describe
 from cluster.conductor import Conductor, Finished
 from cluster.engine import Record
 from cluster.hosts import HostLost, Hosts
@@ -89,6 +90,8 @@ class Round:
     crossed: int
     #: the same steps as the World took them when it checked the round, valid until the next round is checked; None: unjudged
     execution: Execution | None = field(repr=False)
+    #: of a bad round, the threads that wait at its end, and for what
+    waiting: tuple[str, ...] = ()
 
     @property
     def bad(self) -> bool:
@@ -333,6 +336,7 @@ class LiveRun:
         crossed = sum(report.crossed for report in done.reports)
         self._finished += 1
         played = Round(number, outcome, execution.violations, execution.status, done.seconds, messages, crossed, execution)
+        played.waiting = self._waiting() if played.bad and execution.status != "bounded" else ()
         if self.events is not None:
             self.events.info(
                 "round",
@@ -348,6 +352,7 @@ class LiveRun:
                 memory=self.case.memory,
                 outcome=played.outcome,
                 status=played.status,
+                waiting=[*played.waiting],
                 violations=[{"check": v.check, "text": v.text, "step": v.step} for v in played.violations],
                 steps=len(records),
                 messages=messages,
@@ -356,6 +361,11 @@ class LiveRun:
             )
             self.events.flush()
         return played
+
+    def _waiting(self) -> tuple[str, ...]:
+        """Who waits for what where nothing can move any more: the thread, and the op that holds it."""
+        assert self.world is not None
+        return tuple(f"{thread.actor.name}: {describe(thread.op)}" for thread in self.world.threads if thread.op is not None)
 
     def _unequal(
         self, number: int, reports: Sequence[Report], records: list[Record], error: NotDeterministic

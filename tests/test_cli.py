@@ -303,6 +303,7 @@ def rounds(good: int, bad: int) -> list[Any]:
             seconds=0.01,
             messages=10,
             crossed=4,
+            waiting=(),
         )
         for n, one in enumerate(kinds)
     ]

@@ -162,6 +162,7 @@ def test_a_stuck_machine_is_a_result_and_not_a_hang() -> None:
     assert [r.outcome for r in rounds] == ["stuck", "stuck"]
     assert [v.text for r in rounds for v in r.violations] == ["P0 waits for x == 1"] * 2
     assert [r.messages for r in rounds] == [1, 1]
+    assert [r.waiting for r in rounds] == [("P0: await_eq(memory.x, 1)",)] * 2, "who waits for what"
 
 
 @needs_ray

@@ -30,6 +30,7 @@ from racevisor.errors import RacevisorError
 from racevisor.explore import Witness
 from racevisor.scenario import Always, Case, Never, default_setup, load, require
 from racevisor.shrink import SECONDS
+from racevisor.together import some
 
 #: bad rounds saved as traces; the others are counted
 TRACES = 20
@@ -39,6 +40,8 @@ LONGEST_PICTURE = 2_000
 #: so many outcomes are counted each by itself, the rest as one; and so many are listed
 OUTCOMES, ROWS = 1_000, 12
 OTHERS = "other outcomes"
+#: so many of those that wait at the end of a round are named
+WAITING = 4
 
 
 class Tally:
@@ -55,6 +58,7 @@ class Tally:
         self.bad_outcomes: Counter[str] = Counter()
         self.traces: list[Path] = []
         self.first_bad: Any = None
+        self.waiting: tuple[str, ...] = ()  # at its end, who waits for what
         self.first_number = 0
         self.placement = ""
         self.aborted: list[Any] = []  # rounds that were given up because a host was lost, as the live run counts them
@@ -86,7 +90,7 @@ class Tally:
             recorded_by=trace.LIVE,
         )
         if self.first_bad is None:
-            self.first_bad, self.first_number = recorded, played.number
+            self.first_bad, self.first_number, self.waiting = recorded, played.number, played.waiting
         if len(self.traces) < TRACES and self.unsaved is None:
             path = self.folder / trace_name(self.case, f"-live-{self.run_id}-{played.number}")
             try:
@@ -280,6 +284,8 @@ def print_results(out: Console, tally: Tally, seconds: float, full: bool, wish: 
         return
     out.print()
     out.print(Text(f"round {tally.first_number}, the first bad one, {len(tally.first_bad.picks)} steps:", style="bold"))
+    if tally.waiting:
+        out.print(Text(f"at its end, {some(tally.waiting, WAITING).replace(': ', ' waits at ')}", style="dim"), soft_wrap=True)
     out.print()
     first = tally.first_bad
     if wish.shrink:
