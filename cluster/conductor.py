@@ -14,6 +14,7 @@ nothing.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from cluster.counts import Counts
@@ -42,7 +43,7 @@ from racevisor.errors import ClusterError, RacevisorError, UsageError
 
 
 class Finished(NamedTuple):
-    """A round that has ended: on which machine, its number, what each host saw, and how long it took in seconds."""
+    """A round that has ended: on which machine, its number, what each host saw, and how long it was played, in seconds."""
 
     vm: int
     number: int
@@ -57,7 +58,7 @@ class _Play:
         self.number = number
         self.begun = time.perf_counter()
         self.wave = 0
-        self.collecting = False
+        self.seconds = 0.0  # from its begin until it was over
         self.counts = Counts(hosts)
         self.asking = False  # whether it is over
         self.again = False  # somebody ran out of work since that began
@@ -74,7 +75,9 @@ class Conductor:
         self.link = link
         self.hosts = hosts
         self.vms = vms
-        self.plays: dict[int, _Play] = {}
+        self.plays: dict[int, _Play] = {}  # by machine
+        self.collecting: dict[tuple[int, int], _Play] = {}  # by machine and number: over, and their reports on the way
+        self.over: Callable[[int], None] = lambda vm: None  # called when a machine may play the next round
         self.asked = 0  # how many questions it took to know what was over
         self.heard: dict[int, float] = dict.fromkeys(range(hosts), time.perf_counter())  # when each host spoke last
         self.met: set[tuple[int, int, int]] = set()  # (host, replaced host, incarnation)
@@ -87,8 +90,9 @@ class Conductor:
 
     def abort(self) -> list[tuple[int, int]]:
         """Forget the rounds that are being played; (machine, number) of each.  A round begun later drops what is in flight."""
-        lost = [(vm, play.number) for vm, play in sorted(self.plays.items())]
+        lost = sorted([*self.collecting, *((vm, play.number) for vm, play in self.plays.items())])
         self.plays.clear()
+        self.collecting.clear()
         return lost
 
     def stop(self) -> None:
@@ -140,6 +144,9 @@ class Conductor:
         if tag == MOVED:
             self.moved.append(one)
             return
+        if tag == REPORT:
+            self._report(sender, vm, round_, one, done)
+            return
         play = self.plays.get(vm)
         if play is None or play.number != round_:
             return  # of a round that was given up
@@ -148,7 +155,7 @@ class Conductor:
                 play.again = True
             # At first those speak up that have nothing to do of themselves.  Whoever has been silent until then will yet, or he
             # has sent something; and what comes of that makes somebody speak up who has got something.
-            elif not play.collecting and (play.counts.exchanged or not play.counts.unheard):
+            elif play.counts.exchanged or not play.counts.unheard:
                 self._ask(vm, play)
         elif tag == COUNTS:
             _, wave, busy, sent, received = one
@@ -162,14 +169,18 @@ class Conductor:
                 play.fresh.add(sender)
                 if not play.waiting:
                     self._judge(vm, play)
-        elif tag == REPORT:
-            play.reports[sender] = Report(*one[1:])
-            if len(play.reports) == self.hosts:
-                del self.plays[vm]
-                reports = [play.reports[host] for host in range(self.hosts)]
-                done.append(Finished(vm, round_, reports, time.perf_counter() - play.begun))
         else:
             raise FrameError(f"a frame of {name_of(sender)} holds a message that only the driver may send: {one!r:.80}")
+
+    def _report(self, sender: int, vm: int, number: int, one: Message, done: list[Finished]) -> None:
+        play = self.collecting.get((vm, number))
+        if play is None:
+            return  # of a round that was given up
+        play.reports[sender] = Report(*one[1:])
+        if len(play.reports) == self.hosts:
+            del self.collecting[vm, number]
+            reports = [play.reports[host] for host in range(self.hosts)]
+            done.append(Finished(vm, number, reports, play.seconds))
 
     def _ask(self, vm: int, play: _Play) -> None:
         """Somebody ran out of work: is it over?"""
@@ -198,10 +209,11 @@ class Conductor:
                 self.link.say(host, [(vm, play.number, 0, [(PROBE, play.wave)])])
 
     def collect(self, vm: int, number: int) -> None:
-        """The round is over: have its reports sent."""
-        play = self.plays[vm]
-        play.collecting = True
+        """The round is over: have its reports sent; the machine may play on meanwhile."""
+        play = self.collecting[vm, number] = self.plays.pop(vm)
+        play.seconds = time.perf_counter() - play.begun
         self._all(vm, number, (COLLECT,))
+        self.over(vm)
 
     def _all(self, vm: int, number: int, one: Message) -> None:
         for host in range(self.hosts):

@@ -80,6 +80,8 @@ class Engine:
                 coroutine.close()
                 self.runners[numbers[actor.name]] = Runner(actor, numbers[actor.name], case.memory)
         self.round = -1
+        self.collected = True  # is there nothing of the present round that the driver wants yet?
+        self.kept: dict[int, Message] = {}  # reports of rounds that the next one has overtaken
         self._clear()
 
     def _clear(self) -> None:
@@ -115,6 +117,9 @@ class Engine:
         """Start a round.  A message of that round that comes first has the same effect, so nobody waits for all to be ready."""
         if round_ <= self.round:
             return
+        if not self.collected:
+            self.kept[self.round] = self.report()
+        self.collected = False
         self.close()
         for cell in self.cells:
             cell.value = cell.init
@@ -176,9 +181,7 @@ class Engine:
                     self._no_peer(sender, thread)
                 self._arrive(sender, thread, pcpu)
             else:
-                raise FrameError(
-                    f"a frame of {name_of(sender)} holds a message that only the driver may send, or get: {one!r:.80}"
-                )
+                raise FrameError(f"a frame of {name_of(sender)} holds a message of, or for, the driver only: {one!r:.80}")
 
     def turn(self) -> None:
         """One step for each thread that can go on, one for each store buffer that something may leave."""
@@ -197,6 +200,13 @@ class Engine:
             self.crossed += len(messages)
             self.sent[host] = self.sent.get(host, 0) + 1
         return outbox
+
+    def collect(self, round_: int) -> Message:
+        """The report of a round that is over; FrameError if it is not known here, or not any more."""
+        if round_ != self.round and round_ not in self.kept:
+            raise FrameError(f"{name_of(self.me)} is asked for round {round_}, of which it knows nothing")
+        self.collected = self.collected or round_ == self.round
+        return self.report() if round_ == self.round else self.kept.pop(round_)
 
     def report(self) -> Message:
         """What this host saw and holds: (log, cells, state, bounded, said, crossed), cells and state where they changed."""

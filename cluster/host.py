@@ -56,6 +56,7 @@ class Host:
         self.failed = False
         self._waves: list[tuple[int, int]] = []  # (vm, wave) that the driver asked for
         self._driver: dict[int, list[Message]] = {}  # what it is told, by virtual machine
+        self._reports: list[tuple[int, int, int, list[Message]]] = []  # of rounds that are over, while the next one plays
 
     @property
     def busy(self) -> bool:
@@ -106,6 +107,9 @@ class Host:
                     self._driver.setdefault(vm, []).extend((self._counts(engine, 0), (IDLE,)))
         if self._waves:
             self._count()
+        if self._reports:
+            frames.setdefault(DRIVER, []).extend(self._reports)
+            self._reports = []
         if self._driver:
             for vm, messages in self._driver.items():
                 engine_round = self.engines[vm].round if vm >= 0 else 0
@@ -142,11 +146,14 @@ class Host:
             tag = one[0]
             if tag == BEGIN:
                 self.failed = False
-                self.engines[vm].begin(part.round)
+                engine = self.engines[vm]
+                engine.begin(part.round)
+                # Whatever was to be collected of earlier rounds has been: the driver's words come in their order.
+                engine.kept = {number: report for number, report in engine.kept.items() if number >= part.round}
             elif tag == PROBE:
                 self._waves.append((vm, one[1]))
             elif tag == COLLECT:
-                self._driver.setdefault(vm, []).append((REPORT, *self.engines[vm].report()))
+                self._reports.append((vm, part.round, 0, [(REPORT, *self.engines[vm].collect(part.round))]))
             elif tag == GRANT:
                 gate.grant(self.engines[vm], *one[1:])
             elif tag == MEET:

@@ -83,7 +83,7 @@ class Round:
     outcome: str
     violations: list[Violation]
     status: str  # terminal | violated | bounded | unjudged
-    #: seconds from its begin to the last host's report
+    #: seconds from its begin until it was over
     seconds: float
     #: messages between actors, and those of them that left a host
     messages: int
@@ -247,15 +247,15 @@ class LiveRun:
         self._finished = options.finished
         deaths: Counter[int] = Counter()  # of each host, since the last finished round
         conductor.abort()  # of an earlier call that was left
+        conductor.over = lambda vm: self._begin(conductor, vm)  # while the reports of the one before come home
         for vm in range(options.vms):
             self._begin(conductor, vm)
-        while conductor.plays:
+        while conductor.plays or conductor.collecting:
             for data in wire.receive(LOOK_UP):
                 for done in self._receive(conductor, data):
                     deaths.clear()
-                    self._begin(conductor, done.vm)  # the hosts go on while this one is checked
                     yield self._judge(done)
-            lost = hosts.lost() if conductor.plays else None
+            lost = hosts.lost() if conductor.plays or conductor.collecting else None
             if lost is not None:
                 self._replace(hosts, conductor, lost, deaths)
 
