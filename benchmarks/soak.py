@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 from benchmarks.measure import say
 from cluster.conductor import Conductor
@@ -45,10 +44,10 @@ class Accounts:
         collect = conductor.collect
 
         def look(vm: int, number: int) -> None:
-            counts: Any = conductor.plays[vm].counts
+            counts = conductor.plays[vm].counts
             hosts = range(conductor.hosts)
-            sent = [counts[i][1][j] for i in hosts for j in hosts if i != j]
-            received = [counts[j][2][i] for i in hosts for j in hosts if i != j]
+            sent = [counts.sent[i][j] for i in hosts for j in hosts if i != j]
+            received = [counts.received[j][i] for i in hosts for j in hosts if i != j]
             self.sent += sum(sent)
             self.received += sum(received)
             if sent != received:
