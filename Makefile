@@ -36,7 +36,7 @@ setup: $(STAMP)
 demo: $(STAMP)
 	$(BIN)/racevisor explore init_sipi --variant before --setup plain
 	$(BIN)/racevisor run init_sipi --variant before --rounds $(ROUNDS)
-	@trace=`ls -t runs/init_sipi/before-plain-tso-live-*.trace 2>/dev/null | head -n 1`; \
+	@trace=`ls -t runs/init_sipi/before-plain-tso-live-*.trace 2>/dev/null | grep -v shrunk | head -n 1`; \
 	  if [ -n "$$trace" ]; then echo "$(BIN)/racevisor replay $$trace"; $(BIN)/racevisor replay "$$trace" | head -n 3; fi
 	$(BIN)/racevisor run init_sipi --variant latch --rounds $(ROUNDS)
 
