@@ -79,16 +79,7 @@ class Tally:
         self.count(played.outcome, bool(played.violations), stuck, played.messages, played.crossed)
         if not played.violations or (self.first_bad is not None and len(self.traces) >= TRACES):
             return
-        recorded = trace.record(
-            self.case,
-            played.schedule,
-            outcome=played.outcome,
-            status=played.status,
-            violations=played.violations,
-            seed=self.seed,
-            strategy="live",
-            recorded_by=trace.LIVE,
-        )
+        recorded = _recorded(self.case, played, self.seed, "live", trace.LIVE)
         if self.first_bad is None:
             self.first_bad, self.first_number, self.waiting = recorded, played.number, played.waiting
         if len(self.traces) < TRACES and self.unsaved is None:
@@ -308,21 +299,25 @@ def print_results(out: Console, tally: Tally, seconds: float, full: bool, wish: 
         out.print(f"  {len(tally.traces)} traces in {tally.folder}/{more}", soft_wrap=True)
 
 
+def _recorded(case: Case, shown: Any, seed: int, strategy: str, by: str) -> trace.Trace:
+    """What a round, or a witness, has shown, as a trace."""
+    return trace.record(
+        case,
+        shown.schedule,
+        outcome=shown.outcome,
+        status=shown.status,
+        violations=shown.violations,
+        seed=seed,
+        strategy=strategy,
+        recorded_by=by,
+    )
+
+
 def _save_shrunk(tally: Tally, told: Reason) -> None:
     """Beside the round that was played: a trace of the World, which replays and explains like any other."""
     if told.shrunk is None or not tally.traces:
         return
-    witness = told.witness
-    recorded = trace.record(
-        told.case,
-        witness.schedule,
-        outcome=witness.outcome,
-        status=witness.status,
-        violations=witness.violations,
-        seed=tally.seed,
-        strategy="live, shrunk",
-        recorded_by=trace.EXPLORE,
-    )
+    recorded = _recorded(told.case, told.witness, tally.seed, "live, shrunk", trace.EXPLORE)
     try:
         trace.save(recorded, tally.traces[0].with_name(f"{tally.traces[0].stem}-shrunk.trace"))
     except RacevisorError as error:
