@@ -146,7 +146,7 @@ class _First:
         case = self.wanted[n]
         told = reason(case, verdict.witness, self.wish)
         verdict.witness = told.witness
-        path, _ = _record(case, verdict, self.trace_dir, self.seed)
+        path, _ = record(case, verdict, self.trace_dir, self.seed)
         with meter.aside():
             try:
                 _draw(self.out, told, path, self.full)
@@ -184,14 +184,14 @@ def _save(
     for i, verdict in enumerate(verdicts):
         if verdict.witness is None:
             continue
-        path, error = _record(wanted[i], verdict, trace_dir, seed)
+        path, error = record(wanted[i], verdict, trace_dir, seed)
         if path is None:
             return saved, error
         saved[i] = path
     return saved, None
 
 
-def _record(case: Case, verdict: Verdict, trace_dir: Path | None, seed: int) -> tuple[Path | None, RacevisorError | None]:
+def record(case: Case, verdict: Verdict, trace_dir: Path | None, seed: int) -> tuple[Path | None, RacevisorError | None]:
     """Where the witness is saved now, or why it could not be."""
     witness = verdict.witness
     assert witness is not None
