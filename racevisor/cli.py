@@ -197,7 +197,7 @@ def replay(
 ) -> int:
     """Run a trace again, step by step, and draw it, shrunk.  Exit status 3 if any step differs."""
     from racevisor.commands.replay import replay_trace
-    from racevisor.commands.why import Wish
+    from racevisor.reason import Wish
 
     gated = None
     if on == "ray":
@@ -221,7 +221,7 @@ def replay(
 def explain(file: Path, scenario: str | None, shrink_budget: float, full: bool, as_json: bool) -> int:
     """Why the run of a trace went wrong: the steps whose order decides, and the nearest run that ends well."""
     from racevisor.commands.explain import explain_trace
-    from racevisor.commands.why import Wish
+    from racevisor.reason import Wish
 
     return explain_trace(file, scenario, full, as_json, Wish(True, shrink_budget))
 
@@ -249,7 +249,7 @@ def compare(
 ) -> int:
     """Two versions side by side, as plain text for a mail: how many classes of executions are bad, and why."""
     from racevisor.commands.compare import compare_variants
-    from racevisor.commands.why import Wish
+    from racevisor.reason import Wish
 
     return compare_variants(name, one, other, setup, memory, vcpus, budget, as_json, Wish(True, shrink_budget))
 

@@ -160,7 +160,8 @@ class ClaimItem(pytest.Item):
 
         from racevisor.commands.explore import record, refuted
         from racevisor.commands.output import print_paste_lines
-        from racevisor.commands.why import Wish, print_reason, reason
+        from racevisor.commands.why import print_reason
+        from racevisor.reason import Wish, reason
 
         width = max(NARROWEST, self.config.get_terminal_writer().fullwidth)
         text = StringIO()

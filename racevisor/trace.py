@@ -15,7 +15,7 @@ import tempfile
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import msgpack
 
@@ -112,6 +112,46 @@ def record(
         vcpus=case.vcpus,
         machine_sha256=machine_digest(),
     )
+
+
+class Shown(Protocol):
+    """What an execution has shown: a witness of a search, a round that was played."""
+
+    @property
+    def schedule(self) -> list[tuple[str, str]]:
+        """(channel, label) of its steps."""
+
+    @property
+    def outcome(self) -> str:
+        """How it ended, in the scenario's words."""
+
+    @property
+    def status(self) -> str:
+        """terminal, violated, bounded or pruned."""
+
+    @property
+    def violations(self) -> list[Violation]:
+        """What is wrong with it."""
+
+
+def of(case: Case, shown: Shown, *, seed: int, strategy: str, recorded_by: str) -> Trace:
+    """What was shown, as a trace."""
+    return record(
+        case, shown.schedule, outcome=shown.outcome, status=shown.status, violations=shown.violations, seed=seed,
+        strategy=strategy, recorded_by=recorded_by,
+    )  # fmt: skip
+
+
+def trace_folder(case: Case, wanted: Path | None) -> Path:
+    """Where the traces of a scenario are saved."""
+    return wanted if wanted is not None else Path("runs", case.scenario.name)
+
+
+def trace_name(case: Case, suffix: str = "") -> str:
+    """The file name of a trace; names of a user's own variants may hold anything."""
+    vcpus = "" if case.vcpus == case.scenario.vcpus else f"-{case.vcpus}vcpus"
+    name = f"{case.variant_name}-{case.setup}-{case.memory}{vcpus}{suffix}"
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name) + ".trace"
 
 
 # ---- writing --------------------------------------------------------------------------------------------------------------

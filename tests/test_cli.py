@@ -14,11 +14,12 @@ import pytest
 
 from racevisor import trace
 from racevisor.cli import main
-from racevisor.commands.run import TRACES, run_live
+from racevisor.commands.run import run_live
 from racevisor.errors import ClusterError
 from racevisor.explore import cases, explore_case
 from racevisor.monitor import Violation
 from racevisor.scenario import load
+from racevisor.tally import TRACES
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = str(ROOT / "examples" / "message_passing.py")

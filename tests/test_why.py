@@ -9,8 +9,8 @@ from click.testing import CliRunner, Result
 from racevisor import trace
 from racevisor.cli import cli
 from racevisor.commands.compare import WIDTH
-from racevisor.commands.why import LONG, Wish, readable, reason
 from racevisor.explore import cases, explore_case, witness
+from racevisor.reason import LONG, Wish, readable, reason
 from racevisor.strategies.random_walk import RandomWalk
 
 

@@ -2,55 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from textwrap import wrap
-from typing import Any
 
 import click
 
 from racevisor.budget import parse
 from racevisor.commands.output import Meter, print_json, quiet_if, reenact
-from racevisor.commands.why import Reason, Wish, reason
-from racevisor.explore import Verdict, explore_case
 from racevisor.picture import Picture, plain, sentences
+from racevisor.reason import Wish
 from racevisor.scenario import Case, default_setup, load, require
+from racevisor.sides import Side, study
 
 WIDTH = 72
-#: random walks, for how often it happens by chance
-WALKS = 1_000
 _LABEL = 22
-
-
-@dataclass
-class Side:
-    """One version: its verdict, its classes, and why it goes wrong if it does."""
-
-    case: Case
-    verdict: Verdict
-    counted: Verdict
-    walks: Verdict
-    reason: Reason | None
-
-    @property
-    def classes(self) -> str:
-        """Bad ones of all; `>=` where the count came to no end."""
-        counted = self.counted
-        least = "" if counted.ledger.exhausted else ">= "
-        return f"{least}{counted.bad:,} of {least}{counted.executions:,}"
-
-    def to_json(self) -> dict[str, Any]:
-        """For --json."""
-        return {
-            **self.verdict.to_json(),
-            "classes": {
-                "bad": self.counted.bad,
-                "all": self.counted.executions,
-                "exhausted": self.counted.ledger.exhausted,
-                "reason": self.counted.ledger.reason,
-            },
-            "random_walks": {"bad": self.walks.bad, "all": self.walks.executions},
-            **(self.reason.to_json() if self.reason is not None else {}),
-        }
 
 
 def compare_variants(
@@ -63,21 +27,16 @@ def compare_variants(
         for variant in (one, other):
             require("variant", variant, scenario.variants, scenario.name)
         setup = setup or default_setup(scenario, one, memory)
-        sides = [_side(Case(scenario, source, variant, setup, memory, vcpus), seconds, wish) for variant in (one, other)]
+        sides = []
+        for variant in (one, other):
+            case = Case(scenario, source, variant, setup, memory, vcpus)
+            with Meter(str(case), None, "executions") as meter:
+                sides.append(study(case, seconds, wish, meter.look))
     if as_json:
         print_json({"scenario": scenario.name, "setup": setup, "memory": memory, "sides": [side.to_json() for side in sides]})
     else:
         click.echo("\n".join(report(sides)))
     return 0 if all(side.verdict.confirmed for side in sides) else 1
-
-
-def _side(case: Case, seconds: float, wish: Wish) -> Side:
-    with Meter(str(case), None, "executions") as meter:
-        verdict = explore_case(case, budget=seconds, on_look=meter.look)
-        counted = explore_case(case, strategy="optimal", to_the_end=True, decompose=False, budget=seconds, on_look=meter.look)
-        walks = explore_case(case, strategy="random", to_the_end=True, decompose=False, runs=WALKS, budget=seconds)
-    found = verdict.witness or counted.witness or walks.witness
-    return Side(case, verdict, counted, walks, None if found is None else reason(case, found, wish))
 
 
 def report(sides: list[Side]) -> list[str]:

@@ -8,10 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from racevisor import trace
+from racevisor.api import explain
 from racevisor.commands.output import (
     console,
-    error_line,
     glyphs,
     print_json,
     print_paste_lines,
@@ -19,37 +18,20 @@ from racevisor.commands.output import (
     quiet_if,
     reenact,
 )
-from racevisor.commands.replay import compare
-from racevisor.commands.why import Reason, Wish, reason
-from racevisor.errors import NotDeterministic, UsageError
 from racevisor.explain import Explanation
-from racevisor.explore import witness
 from racevisor.picture import Picture, plain, sentences
+from racevisor.reason import Reason, Wish
 from racevisor.world import Execution
 
 
 def explain_trace(file: Path, scenario: str | None, full: bool, as_json: bool, wish: Wish) -> int:
     """Returns the exit status: 0, or 3 if the run does not reproduce.  Raises UsageError for a trace with nothing wrong in it."""
     with quiet_if(as_json):
-        recorded = trace.load(file)
-        case = trace.case_of(recorded, file, scenario)
-        live = recorded.recorded_by == trace.LIVE
-        _, execution = reenact(case, recorded.picks, past_violations=live)
-        difference = compare(recorded, execution)
-        if difference:
-            error_line(f"{file}: {difference}\n  see: racevisor replay {file}")
-            return NotDeterministic.exit_status
-        if not execution.bad:
-            raise UsageError(
-                f"nothing is wrong in the run of {file}, so there is nothing to explain\n  draw it:  racevisor replay {file}"
-            )
-        told = reason(case, witness(execution), wish, past_violations=live)
-        if told.shrunk is None:
-            raise UsageError(
-                f"the run of {file} cannot be shrunk by itself, so it is not explained\n  draw it:  racevisor replay {file}"
-            )
+        told = explain(file, scenario, seconds=wish.seconds)
+        case = told.case
         explanation = told.explanation
         assert explanation is not None
+        assert told.shrunk is not None
     if as_json:
         print_json(_as_json(file, told))
         return 0

@@ -19,13 +19,12 @@ from racevisor.commands.output import (
     print_paste_lines,
     processors,
     quiet_if,
-    trace_folder,
-    trace_name,
 )
-from racevisor.commands.why import Reason, Wish, print_reason, reason
+from racevisor.commands.why import print_reason
 from racevisor.errors import RacevisorError
 from racevisor.explore import Verdict, Witness, cases, explore, explore_case
 from racevisor.ledger import short
+from racevisor.reason import Reason, Wish, reason
 from racevisor.scenario import Always, Case, Never
 
 
@@ -193,19 +192,9 @@ def _save(
 
 def record(case: Case, verdict: Verdict, trace_dir: Path | None, seed: int) -> tuple[Path | None, RacevisorError | None]:
     """Where the witness is saved now, or why it could not be."""
-    witness = verdict.witness
-    assert witness is not None
-    path = trace_folder(case, trace_dir) / trace_name(case)
-    recorded = trace.record(
-        case,
-        witness.schedule,
-        outcome=witness.outcome,
-        status=witness.status,
-        violations=witness.violations,
-        seed=seed,
-        strategy=verdict.strategy,
-        recorded_by=trace.EXPLORE,
-    )
+    assert verdict.witness is not None
+    path = trace.trace_folder(case, trace_dir) / trace.trace_name(case)
+    recorded = trace.of(case, verdict.witness, seed=seed, strategy=verdict.strategy, recorded_by=trace.EXPLORE)
     try:
         trace.save(recorded, path)
     except RacevisorError as error:

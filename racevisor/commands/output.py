@@ -95,18 +95,6 @@ def live_arguments(case: Case) -> str:
     return f"{name} --variant {case.variant_name} --setup {case.setup} --memory {case.memory}{vcpus} --rounds 200"
 
 
-def trace_folder(case: Case, wanted: Path | None) -> Path:
-    """Where the traces of a scenario are saved."""
-    return wanted if wanted is not None else Path("runs", case.scenario.name)
-
-
-def trace_name(case: Case, suffix: str = "") -> str:
-    """The file name of a trace; names of a user's own variants may hold anything."""
-    vcpus = "" if case.vcpus == case.scenario.vcpus else f"-{case.vcpus}vcpus"
-    name = f"{case.variant_name}-{case.setup}-{case.memory}{vcpus}{suffix}"
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name) + ".trace"
-
-
 class Meter:
     """Progress on standard error: on a terminal once something has taken a second, at most five times a second.
 

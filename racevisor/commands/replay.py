@@ -9,6 +9,7 @@ from typing import Any
 from rich.text import Text
 
 from racevisor import trace
+from racevisor.api import replay
 from racevisor.commands.output import (
     console,
     error_line,
@@ -16,12 +17,12 @@ from racevisor.commands.output import (
     print_paste_lines,
     print_picture,
     quiet_if,
-    reenact,
     violation_json,
 )
-from racevisor.commands.why import Wish, print_reason, reason
+from racevisor.commands.why import print_reason
 from racevisor.errors import NotDeterministic
 from racevisor.explore import witness
+from racevisor.reason import Wish, reason
 from racevisor.scenario import Case
 from racevisor.trace import Trace
 from racevisor.world import Execution
@@ -36,17 +37,15 @@ def replay_trace(
     """Returns the exit status: 0 identical, 3 not.  What is drawn is shrunk as `wish` says; what is compared is not."""
     wish = wish or Wish()
     with quiet_if(as_json):
-        recorded = trace.load(file)
-        case = trace.case_of(recorded, file, scenario)
-        world, execution, difference, placement = None, None, "", ""
-        try:
-            world, execution = reenact(case, recorded.picks, past_violations=recorded.recorded_by == trace.LIVE)
-            difference = compare(recorded, execution)
-            if on_ray is not None and not difference:
+        again = replay(file, scenario)
+        recorded, case, world, execution, difference = again.recorded, again.case, again.world, again.execution, again.difference
+        placement = ""
+        if on_ray is not None and execution is not None and not difference:
+            try:
                 live, placement = on_ray(case, recorded.picks)
                 difference = _compare_live(live, execution)
-        except NotDeterministic as error:
-            difference = str(error).rstrip()
+            except NotDeterministic as error:
+                difference = str(error).rstrip()
     if difference or world is None or execution is None:
         return _diverged(recorded, file, f"{difference}{_machines(recorded)}", as_json, execution)
     if as_json:
@@ -74,23 +73,6 @@ def _compare_live(live: Execution, execution: Execution) -> str:
     if live.outcome is not None and execution.outcome is not None and str(live.outcome) != str(execution.outcome):
         return f"on Ray the run ended with {live.outcome!r}, here with {execution.outcome!r}"
     return ""
-
-
-def compare(recorded: Trace, execution: Execution) -> str:
-    """What differs between the recorded end and this one, or nothing."""
-    steps = len(execution.steps)
-    if steps != len(recorded.picks):
-        return f"the run ended after {steps} steps, {len(recorded.picks)} were recorded"
-    here, there = ([(v.check, v.text, v.step) for v in run.violations] for run in (execution, recorded))
-    if here != there:
-        return f"the checks said {_told(there)} when it was recorded, and say {_told(here)} now"
-    if execution.outcome is not None and str(execution.outcome) != recorded.outcome:
-        return f"the run ended with {recorded.outcome!r} when it was recorded, and with {execution.outcome!r} now"
-    return ""
-
-
-def _told(violations: list[tuple[str, str, int | None]]) -> str:
-    return "; ".join(f"{check}: {text}" for check, text, _ in violations) or "nothing"
 
 
 def _machines(recorded: Trace) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,106 +20,22 @@ from racevisor.commands.output import (
     print_picture,
     quiet_if,
     reenact,
-    trace_folder,
-    trace_name,
 )
-from racevisor.commands.why import Reason, Wish, print_reason, readable
+from racevisor.commands.why import print_reason
 from racevisor.errors import RacevisorError
 from racevisor.explore import Witness
+from racevisor.reason import Reason, Wish, readable
 from racevisor.scenario import Always, Case, Never, default_setup, load, require
 from racevisor.shrink import SECONDS
+from racevisor.tally import TRACES, Tally, logs_of
 from racevisor.together import some
 
-#: bad rounds saved as traces; the others are counted
-TRACES = 20
-INTERRUPTED = 130
 #: a longer interleaving is not drawn unless it is asked for
 LONGEST_PICTURE = 2_000
-#: so many outcomes are counted each by itself, the rest as one; and so many are listed
-OUTCOMES, ROWS = 1_000, 12
-OTHERS = "other outcomes"
+#: so many outcomes are listed
+ROWS = 12
 #: so many of those that wait at the end of a round are named
 WAITING = 4
-
-
-class Tally:
-    """The results so far: they outlive whatever ends the run."""
-
-    def __init__(self, case: Case, seed: int, trace_dir: Path | None, log_dir: Path) -> None:
-        self.case = case
-        self.seed = seed
-        self.folder = trace_folder(case, trace_dir)
-        self.log_dir = log_dir
-        self.run_id = ""
-        self.rounds = self.bad = self.stuck = 0
-        self.outcomes: Counter[str] = Counter()
-        self.bad_outcomes: Counter[str] = Counter()
-        self.traces: list[Path] = []
-        self.first_bad: Any = None
-        self.waiting: tuple[str, ...] = ()  # at its end, who waits for what
-        self.first_number = 0
-        self.placement = ""
-        self.aborted: list[Any] = []  # rounds that were given up because a host was lost, as the live run counts them
-        self.messages = self.crossed = 0
-        self.interrupted = False
-        self.problem: RacevisorError | None = None
-        self.unsaved: RacevisorError | None = None
-        self.started = time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        """Since the first round began."""
-        return time.perf_counter() - self.started
-
-    def add(self, played: Any) -> None:
-        """One more round."""
-        stuck = any(violation.step is None for violation in played.violations)
-        self.count(played.outcome, bool(played.violations), stuck, played.messages, played.crossed)
-        if not played.violations or (self.first_bad is not None and len(self.traces) >= TRACES):
-            return
-        recorded = _recorded(self.case, played, self.seed, "live", trace.LIVE)
-        if self.first_bad is None:
-            self.first_bad, self.first_number, self.waiting = recorded, played.number, played.waiting
-        if len(self.traces) < TRACES and self.unsaved is None:
-            path = self.folder / trace_name(self.case, f"-live-{self.run_id}-{played.number}")
-            try:
-                trace.save(recorded, path)
-                self.traces.append(path)
-            except RacevisorError as error:
-                self.unsaved = error
-
-    def count(self, outcome: str, bad: bool, stuck: bool, messages: int, crossed: int) -> None:
-        """One more round, in numbers."""
-        if len(self.outcomes) >= OUTCOMES and outcome not in self.outcomes:
-            outcome = OTHERS
-        self.rounds += 1
-        self.messages += messages
-        self.crossed += crossed
-        self.outcomes[outcome] += 1
-        if bad:
-            self.bad += 1
-            self.bad_outcomes[outcome] += 1
-            self.stuck += stuck
-
-    @property
-    def aborted_rounds(self) -> int:
-        """How many rounds were given up; they are no outcomes."""
-        return sum(len(gone.numbers) for gone in self.aborted)
-
-    @property
-    def as_claimed(self) -> bool:
-        """Never: no bad round.  Always: no good one.  Sometimes: any number, for not meeting it refutes nothing."""
-        if self.case.claimed == Never:
-            return self.bad == 0
-        return self.case.claimed != Always or self.bad == self.rounds
-
-    @property
-    def exit_status(self) -> int:
-        """What ended the run early goes before what it found."""
-        if self.interrupted:
-            return INTERRUPTED
-        problem = self.problem or self.unsaved
-        return problem.exit_status if problem else 0 if self.as_claimed else 1
 
 
 def run_live(
@@ -156,7 +70,7 @@ def run_live(
         variant = require("variant", variant or next(iter(scenario.variants)), scenario.variants, scenario.name)
         setup = setup or default_setup(scenario, variant, memory)
         case = Case(scenario, source, variant, setup, memory, vcpus)
-        log_dir = log_dir or trace_folder(case, trace_dir) / "logs"
+        log_dir = log_dir or logs_of(case, trace_dir)
         options = make_options(
             rounds=rounds,
             seed=seed,
@@ -192,12 +106,8 @@ def play(
     """
     try:
         with Meter(f"{tally.case} on Ray", rounds, "rounds", plain) as meter, live:
-            tally.run_id = live.run
-            tally.placement, tally.aborted = str(live.plan), live.aborted
-            tally.started = time.perf_counter()
             before, messages = tally.rounds, tally.messages
-            for played in live.rounds():
-                tally.add(played)
+            for played in tally.rounds_of(live):
                 after(played)
                 hosts = f"{live.alive} hosts" if live.alive > 1 else "1 host"
                 lost = f", {tally.aborted_rounds} rounds aborted" if tally.aborted else ""
@@ -299,25 +209,11 @@ def print_results(out: Console, tally: Tally, seconds: float, full: bool, wish: 
         out.print(f"  {len(tally.traces)} traces in {tally.folder}/{more}", soft_wrap=True)
 
 
-def _recorded(case: Case, shown: Any, seed: int, strategy: str, by: str) -> trace.Trace:
-    """What a round, or a witness, has shown, as a trace."""
-    return trace.record(
-        case,
-        shown.schedule,
-        outcome=shown.outcome,
-        status=shown.status,
-        violations=shown.violations,
-        seed=seed,
-        strategy=strategy,
-        recorded_by=by,
-    )
-
-
 def _save_shrunk(tally: Tally, told: Reason) -> None:
     """Beside the round that was played: a trace of the World, which replays and explains like any other."""
     if told.shrunk is None or not tally.traces:
         return
-    recorded = _recorded(told.case, told.witness, tally.seed, "live, shrunk", trace.EXPLORE)
+    recorded = trace.of(told.case, told.witness, seed=tally.seed, strategy="live, shrunk", recorded_by=trace.EXPLORE)
     try:
         trace.save(recorded, tally.traces[0].with_name(f"{tally.traces[0].stem}-shrunk.trace"))
     except RacevisorError as error:

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from racevisor.commands.output import console, error_line, print_json, quiet_if
-from racevisor.commands.run import Tally, play, print_results, tally_json
-from racevisor.commands.why import Wish
+from racevisor.commands.run import play, print_results, tally_json
 from racevisor.errors import UsageError
 from racevisor.events import older_file
+from racevisor.reason import Wish
 from racevisor.scenario import Case, default_setup, load, require
+from racevisor.tally import Tally
 
 FORMAT, VERSION = "racevisor-stress", 1
 FILE = "stress.json"
