@@ -19,7 +19,7 @@ import click
 
 from racevisor import __version__
 from racevisor.choose import help_text
-from racevisor.errors import RacevisorError, Unfinished
+from racevisor.errors import RacevisorError, Unfinished, UsageError
 
 INTERRUPTED = 130
 
@@ -224,6 +224,18 @@ def explain(file: Path, scenario: str | None, shrink_budget: float, full: bool, 
     from racevisor.reason import Wish
 
     return explain_trace(file, scenario, full, as_json, Wish(True, shrink_budget))
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--scenario", metavar="NAME", help="The scenario, if it is no longer where it was recorded.")
+def step(file: Path, scenario: str | None) -> int:
+    """Walk a trace in the terminal: on, back, to the fatal step, or another way."""
+    if not sys.stdout.isatty() or not sys.stdin.isatty():
+        raise UsageError(f"step needs a terminal\n  draw the trace instead:  racevisor replay {file}")
+    from racevisor.commands.step import step_trace
+
+    return step_trace(file, scenario)
 
 
 @cli.command()
