@@ -19,8 +19,8 @@ from pathlib import Path
 from benchmarks.measure import say
 from cluster.conductor import Conductor
 from cluster.live import LiveOptions, LiveRun
+from racevisor.rounds import Tally
 from racevisor.scenario import Case, load
-from racevisor.tally import Tally
 
 MB = 2**20
 SHARE, LEAST = 0.02, 2 * MB

@@ -35,7 +35,7 @@ from racevisor.trace import Trace
 from racevisor.world import Execution, World
 
 if TYPE_CHECKING:
-    from racevisor.tally import Tally
+    from racevisor.rounds import Tally
 
 
 def case(name: str, variant: str | None = None, setup: str | None = None, memory: str = "tso", vcpus: int | None = None) -> Case:
@@ -195,7 +195,7 @@ def run(
     `Tally.problem`, so that what was played before is not lost.
     """
     from cluster.live import LiveOptions, LiveRun
-    from racevisor.tally import Tally, logs_of
+    from racevisor.rounds import Tally, logs_of
 
     wanted = case(name, variant, setup, memory, vcpus)
     where = log_dir or logs_of(wanted, trace_dir)

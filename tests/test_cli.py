@@ -18,8 +18,8 @@ from racevisor.commands.run import run_live
 from racevisor.errors import ClusterError
 from racevisor.explore import cases, explore_case
 from racevisor.monitor import Violation
+from racevisor.rounds import TRACES
 from racevisor.scenario import load
-from racevisor.tally import TRACES
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = str(ROOT / "examples" / "message_passing.py")

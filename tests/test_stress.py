@@ -16,8 +16,8 @@ import racevisor.events
 from racevisor.commands.stress import Book, seconds_of, stress
 from racevisor.errors import ClusterError, UsageError
 from racevisor.events import EventLog
+from racevisor.rounds import OTHERS, OUTCOMES, Tally
 from racevisor.scenario import Case, load
-from racevisor.tally import OTHERS, OUTCOMES, Tally
 
 LIVE = {"seed": 0, "noise": 0.1, "address": None, "placement": "auto", "hosts": None, "vms": 1, "transport": "sockets"}
 WHAT = {"variant": "latch", "setup": "plain", "memory": "tso", "vcpus": None, "duration": None, "full": False, "json_": True}

@@ -25,9 +25,9 @@ from racevisor.commands.why import print_reason
 from racevisor.errors import RacevisorError
 from racevisor.explore import Witness
 from racevisor.reason import Reason, Wish, readable
+from racevisor.rounds import TRACES, Tally, logs_of
 from racevisor.scenario import Always, Case, Never, default_setup, load, require
 from racevisor.shrink import SECONDS
-from racevisor.tally import TRACES, Tally, logs_of
 from racevisor.together import some
 
 #: a longer interleaving is not drawn unless it is asked for

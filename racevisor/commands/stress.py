@@ -23,8 +23,8 @@ from racevisor.commands.run import play, print_results, tally_json
 from racevisor.errors import UsageError
 from racevisor.events import older_file
 from racevisor.reason import Wish
+from racevisor.rounds import Tally
 from racevisor.scenario import Case, default_setup, load, require
-from racevisor.tally import Tally
 
 FORMAT, VERSION = "racevisor-stress", 1
 FILE = "stress.json"
