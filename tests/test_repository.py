@@ -163,15 +163,13 @@ def test_no_folder_of_the_tests_is_named_like_a_package() -> None:
 def test_the_lock_pins_every_dependency_with_hashes_and_names_no_place() -> None:
     """It is installed with --no-deps afterwards, so a dependency that is missing here would only fail at run time."""
     lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
-    entries = dict(
-        re.findall(r"^([a-z0-9][a-z0-9._-]*)==[^\n]*\\\n((?: +--hash=sha256:[0-9a-f]{64}[^\n]*\n)+)", lock, re.MULTILINE)
-    )
+    entries = re.findall(r"^([a-z0-9][a-z0-9._-]*)==[^\n]*\\\n(?: +--hash=sha256:[0-9a-f]{64}[^\n]*\n)+", lock, re.MULTILINE)
     pinned = re.findall(r"^[^ #\n][^ =]*", lock, re.MULTILINE)
-    assert pinned == list(entries), "every line is a pin with hashes, and no line is an option"
+    assert pinned == entries, "every line is a pin with hashes, and no line is an option"
     assert "://" not in lock
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
-    assert {re.split(r"[<>=!~\[; ]", one)[0] for one in wanted} - entries.keys() == set()
+    assert {re.split(r"[<>=!~\[; ]", one)[0] for one in wanted} - set(entries) == set()
 
 
 def write(file: Path, text: str) -> None:
