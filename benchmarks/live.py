@@ -270,11 +270,11 @@ def rounds() -> None:
             asked = run.hosts.conductor.asked  # type: ignore[union-attr]
             took = spent(run, number)
             asked = run.hosts.conductor.asked - asked  # type: ignore[union-attr]
-            each = [1e3 * part / number for part in took]
+            each = Spent(*(1e3 * part / number for part in took))
             say(
-                f"init_sipi, 2 vCPUs, {words} ({run.alive} hosts): {number / took.wall:,.0f} rounds/s, {each[4]:.2f} ms each\n"
-                f"  CPU ms each: hosts {each[0]:.2f}, their sockets {each[1]:.2f}, judging {each[2]:.2f}, driver otherwise "
-                f"{each[3]:.2f}; {asked / number:.1f} questions whether it is over"
+                f"init_sipi, 2 vCPUs, {words} ({run.alive} hosts): {number / took.wall:,.0f} rounds/s, {each.wall:.2f} ms each\n"
+                f"  CPU ms each: hosts {each.hosts:.2f}, their sockets {each.frames:.2f}, judging {each.judging:.2f}, "
+                f"driver otherwise {each.driver:.2f}; {asked / number:.1f} questions whether it is over"
             )
 
 

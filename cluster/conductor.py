@@ -17,12 +17,15 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from cluster.accounts import Accounts
 from cluster.counts import Counts
 from cluster.link import Link
 from cluster.messages import (
+    ARRIVED,
     BEGIN,
     COLLECT,
     COUNTS,
+    CUT,
     FAILURE,
     HERE,
     IDLE,
@@ -34,6 +37,7 @@ from cluster.messages import (
     PROBE,
     REPORT,
     STOP,
+    STOPPED,
     FrameError,
     Message,
     name_of,
@@ -77,6 +81,7 @@ class Conductor:
         self.vms = vms
         self.plays: dict[int, _Play] = {}  # by machine
         self.collecting: dict[tuple[int, int], _Play] = {}  # by machine and number: over, and their reports on the way
+        self.accounts: Accounts | None = None  # of the rounds that were given up, while they are made
         self.over: Callable[[int], None] = lambda vm: None  # called when a machine may play the next round
         self.asked = 0  # how many questions it took to know what was over
         self.heard: dict[int, float] = dict.fromkeys(range(hosts), time.perf_counter())  # when each host spoke last
@@ -94,6 +99,16 @@ class Conductor:
         self.plays.clear()
         self.collecting.clear()
         return lost
+
+    def give_up(self, lost: int) -> tuple[list[tuple[int, int]], Accounts]:
+        """A host is lost: abort, and have those that are left account for what was played; (machine, number) of each round."""
+        playing = {(vm, play.number): play.counts for vm, play in self.plays.items()}
+        over = [play.counts for play in self.collecting.values()]
+        accounts = self.accounts = Accounts(self.hosts, lost, playing, over)
+        left = tuple(accounts.left)
+        for host in left:
+            self.link.say(host, [(vm, number, 0, [(CUT, left)]) for vm, number in playing])
+        return self.abort(), accounts
 
     def stop(self) -> None:
         """Tell the hosts that this was all."""
@@ -148,8 +163,10 @@ class Conductor:
             self._report(sender, vm, round_, one, done)
             return
         play = self.plays.get(vm)
-        if play is None or play.number != round_:
-            return  # of a round that was given up
+        if play is None or play.number != round_:  # of a round that was given up
+            if self.accounts is not None and tag in (STOPPED, ARRIVED):
+                self.accounts.hear(sender, vm, round_, one)
+            return
         if tag == IDLE:
             if play.asking:
                 play.again = True

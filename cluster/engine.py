@@ -87,7 +87,6 @@ class Engine:
     def _clear(self) -> None:
         self.clock = 0
         self.said = 0  # messages between actors of this host
-        self.crossed = 0  # messages that left it
         self.log: list[Record] = []
         self._keep: Callable[[Record], None] = self.log.append if self.events is None else self._show
         self.ready: deque[Runner] = deque()
@@ -95,9 +94,9 @@ class Engine:
         self.outbox: defaultdict[int, list[Message]] = defaultdict(list)
         self.waiters: dict[int, list[tuple[int, str, Any, Any]]] = {}  # by cell: (thread, fn, a, b) in order of arrival
         self.flying: dict[tuple[int, int], int] = {}  # gated: IPIs that may arrive, by (thread, physical CPU)
-        # What the driver's count needs: parts by host, and whether there is news for it.
-        self.sent: dict[int, int] = {}
-        self.received: dict[int, int] = {}
+        # By host, what was sent to it and what it has said, in parts and in messages; is there news for the driver's count?
+        self.sent, self.received = defaultdict[int, int](int), defaultdict[int, int](int)
+        self.spoken, self.heard = defaultdict[int, int](int), defaultdict[int, int](int)
         self.stirred = self.waking = False
         self.moving = -1  # the thread that runs, for errors
         # Gated: how much of the log the driver knows, the grant that waits, why it cannot move, the answer wanted of a choice.
@@ -146,7 +145,8 @@ class Engine:
         if round_ > self.round:
             self.begin(round_)
         self.stirred = True
-        self.received[sender] = self.received.get(sender, 0) + 1
+        self.received[sender] += 1
+        self.heard[sender] += len(messages)
         self.clock = max(self.clock, clock)
         threads, cells, runners = self.threads, self.cell_of, self.runners
         for one in messages:
@@ -197,8 +197,8 @@ class Engine:
         """What there is to say to other hosts, by host: counted as sent, and not kept."""
         outbox, self.outbox = self.outbox, defaultdict(list)
         for host, messages in outbox.items():
-            self.crossed += len(messages)
-            self.sent[host] = self.sent.get(host, 0) + 1
+            self.sent[host] += 1
+            self.spoken[host] += len(messages)
         return outbox
 
     def collect(self, round_: int) -> Message:
@@ -218,7 +218,7 @@ class Engine:
             if getattr(actor, name) != value
         )
         bounded = any(runner.bounded for runner in self.runners.values())
-        crossed = self.crossed + sum(map(len, self.outbox.values()))
+        crossed = sum(self.spoken.values()) + sum(map(len, self.outbox.values()))
         return (self.log, cells, state, bounded, self.said + crossed, crossed)
 
     def close(self) -> None:

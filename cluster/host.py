@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from cluster import gate
+from cluster.accounts import Cuts, Said
 from cluster.engine import Engine
 from cluster.link import Link
 from cluster.messages import (
     BEGIN,
     COLLECT,
     COUNTS,
+    CUT,
     DRIVER,
     FAILURE,
     GRANT,
@@ -56,7 +58,9 @@ class Host:
         self.failed = False
         self._waves: list[tuple[int, int]] = []  # (vm, wave) that the driver asked for
         self._driver: dict[int, list[Message]] = {}  # what it is told, by virtual machine
-        self._reports: list[tuple[int, int, int, list[Message]]] = []  # of rounds that are over, while the next one plays
+        self._besides: list[Said] = []  # reports of rounds that are over, and accounts of those that were given up
+        self._cuts = Cuts(self.me, hosts, self.engines)
+        self._takers = self._cuts.takers
 
     @property
     def busy(self) -> bool:
@@ -107,9 +111,10 @@ class Host:
                     self._driver.setdefault(vm, []).extend((self._counts(engine, 0), (IDLE,)))
         if self._waves:
             self._count()
-        if self._reports:
-            frames.setdefault(DRIVER, []).extend(self._reports)
-            self._reports = []
+        if self._besides:
+            for peer, part in self._besides:
+                frames.setdefault(peer, []).append(part)
+            self._besides = []
         if self._driver:
             for vm, messages in self._driver.items():
                 engine_round = self.engines[vm].round if vm >= 0 else 0
@@ -132,13 +137,17 @@ class Host:
     # ---- inside ---------------------------------------------------------------------------------------------------------------
 
     def _hear(self, sender: int, part: Part) -> None:
-        if not 0 <= part.vm < len(self.engines):
+        if not 0 <= sender < self.hosts or sender == self.me:
+            raise FrameError(f"a frame came from {name_of(sender)}, which is none of the other hosts")
+        if 0 <= part.vm < len(self.engines):
+            self._takers[part.vm](sender, part.round, part.clock, part.messages)
+        elif part.vm == NO_VM:
+            for one in part.messages:
+                self._besides += self._cuts.hear(sender, one)
+        else:
             raise FrameError(
                 f"a frame of {name_of(sender)} is for machine {part.vm}; {name_of(self.me)} knows {len(self.engines)}"
             )
-        if not 0 <= sender < self.hosts or sender == self.me:
-            raise FrameError(f"a frame came from {name_of(sender)}, which is none of the other hosts")
-        self.engines[part.vm].take(sender, part.round, part.clock, part.messages)
 
     def _obey(self, part: Part) -> None:
         vm = part.vm
@@ -147,13 +156,16 @@ class Host:
             if tag == BEGIN:
                 self.failed = False
                 engine = self.engines[vm]
+                self._cuts.begin(vm, part.round)
                 engine.begin(part.round)
                 # Whatever was to be collected of earlier rounds has been: the driver's words come in their order.
                 engine.kept = {number: report for number, report in engine.kept.items() if number >= part.round}
             elif tag == PROBE:
                 self._waves.append((vm, one[1]))
             elif tag == COLLECT:
-                self._reports.append((vm, part.round, 0, [(REPORT, *self.engines[vm].collect(part.round))]))
+                self._besides.append((DRIVER, (vm, part.round, 0, [(REPORT, *self.engines[vm].collect(part.round))])))
+            elif tag == CUT:
+                self._besides += self._cuts.stop(vm, part.round, one[1])
             elif tag == GRANT:
                 gate.grant(self.engines[vm], *one[1:])
             elif tag == MEET:

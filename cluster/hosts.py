@@ -66,6 +66,7 @@ class Hosts:
         self._incarnations = [0] * plan.hosts
         self._looked = 0.0
         self._asked: dict[int, float] = {}
+        self._gone: set[int] = set()  # lost, and not replaced yet
 
     def start(self) -> None:
         """Make the Ray actors; Ray starts their processes meanwhile."""
@@ -167,7 +168,16 @@ class Hosts:
     # ---- while they play ------------------------------------------------------------------------------------------------------
 
     def lost(self) -> tuple[int, str] | None:
-        """A host that died since, or that does not answer any more, and why; asked of Ray now and then only."""
+        """A host that died since, or that does not answer any more, and why; asked of Ray now and then only.
+
+        It is told once, until it is replaced.
+        """
+        found = self._look()
+        if found is not None:
+            self._gone.add(found[0])
+        return found
+
+    def _look(self) -> tuple[int, str] | None:
         now = time.perf_counter()
         if now - self._looked < LOOK:
             return None
@@ -182,6 +192,8 @@ class Hosts:
         ready, _ = ray.wait(self._serving, num_returns=len(self._serving), timeout=0)
         for ref in ready:
             host = self._serving.index(ref)
+            if host in self._gone:
+                continue
             try:
                 ray.get(ref)
             except RayActorError as death:
@@ -196,7 +208,7 @@ class Hosts:
             if asked and heard > asked:  # it has answered
                 del self._asked[host]
                 asked = 0.0
-            if now - heard < self.silence:
+            if now - heard < self.silence or host in self._gone:
                 continue
             if not asked:
                 self._asked[host] = now
@@ -240,6 +252,7 @@ class Hosts:
         self._ask([self._introduce(host)], [host], ANSWER_TIMEOUT)
         self._serving[host] = self._serve(host)
         self._asked.pop(host, None)
+        self._gone.discard(host)
         conductor.link.meet(host, incarnation)
         conductor.heard[host] = time.perf_counter()
         conductor.introduce(host, incarnation, address)
@@ -297,6 +310,7 @@ class Hosts:
             ray.kill(self._desk)
             self._desk = None
         self._serving = []
+        self._gone.clear()
         self.conductor = None
 
     def close_logs(self) -> None:

@@ -7,7 +7,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -15,6 +15,7 @@ from typing import Self
 from ray.exceptions import RayError
 
 from actors.ops import describe
+from cluster.accounts import Account, Accounts
 from cluster.conductor import Conductor, Finished
 from cluster.engine import Record
 from cluster.hosts import HostLost, Hosts
@@ -30,6 +31,8 @@ from racevisor.world import Execution, World
 
 #: How long the driver waits for a frame before it looks after the hosts, in seconds.
 LOOK_UP = 0.25
+#: Of rounds whose end nobody has accounted for.
+UNKNOWN = "not accounted for"
 #: So often may one host die in a row without a finished round in between.
 DEATHS = 5
 
@@ -113,6 +116,10 @@ class Aborted:
     host: str
     #: what is known of the first
     why: str
+    #: what became of all that was sent in them; None: play ended before that was known
+    account: Account | None = None
+    #: is there another process in the place of each?
+    replaced: bool = False
 
 
 def unjudged(done: Finished) -> Round:
@@ -272,40 +279,77 @@ class LiveRun:
             conductor.begin(vm, self._next)
             self._next += 1
 
-    def _replace(self, hosts: Hosts, conductor: Conductor, lost: tuple[int, str] | None, deaths: Counter[int]) -> None:
+    def _replace(self, hosts: Hosts, conductor: Conductor, lost: tuple[int, str], deaths: Counter[int]) -> None:
         """A host is lost: its cells are gone, so every round that it was part of is.  Another takes its place.
 
         So do others for those that are found to be lost meanwhile, as when a machine goes with all that it held.
         """
-        numbers = tuple(number for _, number in conductor.abort())
-        self.aborted.append(Aborted(numbers, "", ""))
-        names: list[str] = []
-        why = ""
-        while lost is not None:
-            host, reason = lost
-            if hosts.names[host] not in names:
-                names.append(hosts.names[host])
-            why = why or reason
-            self.aborted[-1] = gone = Aborted(numbers, ", ".join(names), why)
-            deaths[host] += 1
-            if self.events is not None:
-                self.events.info("aborted", run=self.run, rounds=list(numbers), host=hosts.names[host], why=reason)
-                self.events.flush()
-            if deaths[host] > DEATHS:
-                raise ClusterError(
-                    f"host {hosts.names[host]} died in round {gone.numbers[0]}: {reason}\n"
-                    f"  it died {deaths[host]} times in a row without a finished round in between; finished rounds are kept"
-                )
-            try:
-                hosts.replace(host, self.case)
-            except HostLost as death:
-                lost = death.host, "it died while it was told what to play"
-            else:
-                lost = self._met(hosts, conductor, host)
+        rounds, accounts = conductor.give_up(lost[0])
+        numbers = tuple(sorted(number for _, number in rounds))
+        self.aborted.append(Aborted(numbers, hosts.names[lost[0]], lost[1]))
+        todo = [lost]
+        try:
+            self._account(hosts, conductor, accounts, todo)
+        finally:  # also where that is interrupted
+            for one in todo:
+                self._tell(hosts, one)
+        host = lost[0]
+        while todo:
+            while todo:
+                host, reason = todo.pop(0)
+                deaths[host] += 1
+                if deaths[host] > DEATHS:
+                    raise ClusterError(
+                        f"host {hosts.names[host]} died in round {numbers[0]}: {reason}\n"
+                        f"  it died {deaths[host]} times in a row without a finished round in between; finished rounds are kept"
+                    )
+                try:
+                    hosts.replace(host, self.case)
+                except HostLost as death:
+                    todo.append((death.host, "it died while it was told what to play"))
+                    self._tell(hosts, todo[-1])
+            # What they are told of each other comes in its order, so who knows the last one knows all.
+            more = self._met(hosts, conductor, host)
+            if more is not None:
+                todo.append(more)
+                self._tell(hosts, more)
+        self.aborted[-1] = replace(self.aborted[-1], replaced=True)
         self.plan = hosts.plan
         self._left += len(numbers)
         for vm in range(self.options.vms):
             self._begin(conductor, vm)
+
+    def _account(self, hosts: Hosts, conductor: Conductor, accounts: Accounts, todo: list[tuple[int, str]]) -> None:
+        """Wait until those that are left have accounted for the aborted rounds; whoever is lost meanwhile is added to `todo`."""
+        assert hosts.wire is not None
+        deadline = time.perf_counter() + self.options.silence + self.options.give_up + self.options.start_timeout
+        while not accounts.closed():
+            for data in hosts.wire.receive(LOOK_UP):
+                self._receive(conductor, data)
+            lost = hosts.lost() if not accounts.closed() else None
+            if lost is not None:
+                accounts.drop(lost[0])
+                todo.append(lost)
+            elif time.perf_counter() > deadline and not accounts.closed():
+                names = ", ".join(hosts.names[host] for host in accounts.waiting)
+                raise ClusterError(f"the messages of aborted rounds are not accounted for: {names} not done\n  see:  ray status")
+        conductor.accounts = None
+        self.aborted[-1] = replace(self.aborted[-1], account=accounts.settle())
+
+    def _tell(self, hosts: Hosts, lost: tuple[int, str]) -> None:
+        """Note and log that a host was lost in the rounds that were aborted last."""
+        host, reason = lost
+        gone, name = self.aborted[-1], hosts.names[host]
+        names = gone.host.split(", ")
+        if name not in names:
+            gone = self.aborted[-1] = replace(gone, host=", ".join([*names, name]))
+        if self.events is not None:
+            account = gone.account
+            amounts = {"parts": account.parts._asdict(), "messages": account.messages._asdict()} if account is not None else {}
+            said = str(account) if account is not None else UNKNOWN
+            rounds = list(gone.numbers)
+            self.events.info("aborted", run=self.run, rounds=rounds, host=name, why=reason, account=said, **amounts)
+            self.events.flush()
 
     def _met(self, hosts: Hosts, conductor: Conductor, host: int) -> tuple[int, str] | None:
         """Wait until all others know the new host; or until one of them is found to be lost as well."""

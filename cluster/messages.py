@@ -39,6 +39,8 @@ FLUSH = 0x13
 FLUSHED = 0x14
 #: A reschedule IPI that `thread` sent arrives at a physical CPU: (thread, pcpu); no answer.
 IPI = 0x15
+#: I have stopped this round, which is given up, and say no more of it: (vm, round, hosts that are left); see cluster.accounts.
+MARK = 0x16
 
 # ---- from the driver to a host ------------------------------------------------------------------------------------------------
 
@@ -56,6 +58,8 @@ MEET = 0x25
 STOP = 0x26
 #: Are you there?  Answered by HERE.
 PING = 0x27
+#: The round is given up: stop it, and account for it to the driver and with these hosts, which are left: (hosts).
+CUT = 0x28
 
 # ---- from a host to the driver ------------------------------------------------------------------------------------------------
 
@@ -73,6 +77,11 @@ MOVED = 0x35
 MET = 0x36
 #: Still there.
 HERE = 0x37
+#: What was sent to each host of a round that is given up, and got from it, until it was stopped here: parts by host number, and
+#: messages: (sent, received, spoken, heard).
+STOPPED = 0x38
+#: What was still on its way from that host then, all of which is here now: (host, parts, messages).
+ARRIVED = 0x39
 
 _ANY = None
 #: Names and types of the fields, by tag.
@@ -82,6 +91,7 @@ FIELDS: dict[int, tuple[str, tuple[tuple[str, type[Any] | None], ...]]] = {
     FLUSH: ("FLUSH", (("thread", int), ("cell", int), ("value", _ANY))),
     FLUSHED: ("FLUSHED", (("thread", int), ("cell", int))),
     IPI: ("IPI", (("thread", int), ("pcpu", int))),
+    MARK: ("MARK", (("vm", int), ("round", int), ("hosts", tuple))),
     BEGIN: ("BEGIN", ()),
     PROBE: ("PROBE", (("wave", int),)),
     COLLECT: ("COLLECT", ()),
@@ -89,6 +99,7 @@ FIELDS: dict[int, tuple[str, tuple[tuple[str, type[Any] | None], ...]]] = {
     MEET: ("MEET", (("host", int), ("incarnation", int), ("address", str))),
     STOP: ("STOP", ()),
     PING: ("PING", ()),
+    CUT: ("CUT", (("hosts", tuple),)),
     IDLE: ("IDLE", ()),
     COUNTS: ("COUNTS", (("wave", int), ("busy", bool), ("sent", tuple), ("received", tuple))),
     REPORT: (
@@ -99,6 +110,8 @@ FIELDS: dict[int, tuple[str, tuple[tuple[str, type[Any] | None], ...]]] = {
     MOVED: ("MOVED", (("record", tuple), ("why", str))),
     MET: ("MET", (("host", int), ("incarnation", int))),
     HERE: ("HERE", ()),
+    STOPPED: ("STOPPED", (("sent", tuple), ("received", tuple), ("spoken", tuple), ("heard", tuple))),
+    ARRIVED: ("ARRIVED", (("host", int), ("parts", int), ("messages", int))),
 }
 _KINDS = {tag: tuple(kind for _, kind in fields) for tag, (_, fields) in FIELDS.items()}
 

@@ -79,22 +79,28 @@ class Parity:
         world = self.world
         world.reset()
         where = f"live round {round_} of {self.case}"
-        take, threads, equal = world.step, self.threads, self.equal
-        for n, record in enumerate(records):
-            thread = threads.get(record[2])
-            channel = thread.channel if thread is not None and record[1] == _THREAD else self._channel(record)
-            if channel is None or channel.at < 0:
-                movable = ", ".join(sorted(c.name for c in world.movable)) or "nothing"
-                said = words(world.vm, self.case.memory, record)
-                raise NotDeterministic(
-                    f"{where}: step {n} was {said['channel']} ({said['label']}), but in the World only {movable} can move there"
-                )
-            done = take(channel)
-            if not equal(done, record):
-                said = words(world.vm, self.case.memory, record)
-                raise NotDeterministic(
-                    f"{where}: step {n} of {channel.name} was {said['label']}, but in the World it is {done.label}"
-                )
+        take, may_move, threads, equal = world.step, world.may_move, self.threads, self.equal
+        world.follow(True)
+        try:
+            for n, record in enumerate(records):
+                thread = threads.get(record[2])
+                channel = thread.channel if thread is not None and record[1] == _THREAD else self._channel(record)
+                if channel is None or not may_move(channel):
+                    world.follow(False)
+                    movable = ", ".join(sorted(c.name for c in world.movable)) or "nothing"
+                    said = words(world.vm, self.case.memory, record)
+                    raise NotDeterministic(
+                        f"{where}: step {n} was {said['channel']} ({said['label']}),"
+                        f" but in the World only {movable} can move there"
+                    )
+                done = take(channel)
+                if not equal(done, record):
+                    said = words(world.vm, self.case.memory, record)
+                    raise NotDeterministic(
+                        f"{where}: step {n} of {channel.name} was {said['label']}, but in the World it is {done.label}"
+                    )
+        finally:
+            world.follow(False)
         bounded = any(report.bounded for report in reports)
         if world.movable and not bounded:
             movable = ", ".join(sorted(c.name for c in world.movable))

@@ -6,6 +6,11 @@ object and nothing else, also when something fails.
 
 from __future__ import annotations
 
+from racevisor import start
+
+start.guard()  # before anything that takes time
+
+# ruff: noqa: E402
 import json
 import os
 import re
@@ -20,8 +25,7 @@ import click
 from racevisor import __version__
 from racevisor.choose import help_text
 from racevisor.errors import RacevisorError, Unfinished, UsageError
-
-INTERRUPTED = 130
+from racevisor.start import INTERRUPTED
 
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output, and nothing else there.")
 _vcpus = click.option("--vcpus", type=click.IntRange(1), metavar="N", help="How many vCPUs.  [default: the scenario's]")
@@ -387,7 +391,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stdout.flush()
     except click.ClickException as error:
         _fail(arguments, _usage(error), error.exit_code)
-    except click.Abort:  # click's word for Ctrl-C; a command that had results has printed them itself
+    except (click.Abort, KeyboardInterrupt):  # click's word for Ctrl-C; a command that had results has printed them itself
         _fail(arguments, "interrupted", INTERRUPTED)
     except BrokenPipeError:
         # The reader has left (`racevisor list | head -1`): nothing to say, and nobody to say it to.
@@ -447,6 +451,8 @@ def _fail(arguments: list[str], message: str, status: int, results: Mapping[str,
     click.echo(f"racevisor: {message}", err=True)
     sys.exit(status)
 
+
+start.release()  # click, and the commands, know what to do
 
 if __name__ == "__main__":
     main()

@@ -11,10 +11,10 @@ from typing import Any
 from racevisor import trace
 from racevisor.errors import RacevisorError
 from racevisor.scenario import Always, Case, Never
+from racevisor.start import INTERRUPTED
 
 #: bad rounds saved as traces; the others are counted
 TRACES = 20
-INTERRUPTED = 130
 #: so many outcomes are counted each by itself, the rest as one
 OUTCOMES = 1_000
 OTHERS = "other outcomes"

@@ -63,6 +63,7 @@ class Stepper:
         self.flying: list[Channel] = []  # the IPI channels that were ever used
         self.cells = vm.cells  # those that can change: fewer in a World that `narrow` made small
         self.gate: Gate | None = None
+        self.follows = False  # see follow()
         vm.fingerprints = automata
         for actor in vm.actors:
             coroutine = actor.run()
@@ -243,7 +244,7 @@ class Stepper:
         if cell is not None and not posted:
             if kind != THREAD or op.code != _LOAD:
                 cell.value = after
-                if cell.waiters:
+                if cell.waiters and not self.follows:
                     for waiter in cell.waiters[:]:
                         self._refresh(waiter)
             if cell.watched and self.journal is not None:
@@ -344,6 +345,26 @@ class Stepper:
         for key, channel in thread.flushes.items():
             if key not in wanted:
                 self._disable(channel)
+
+    # ---- what a replay asks -----------------------------------------------------------------------------------------------
+
+    def follow(self, on: bool) -> None:
+        """While this is on, each step is settled beforehand: `movable` is not kept up to date, and `may_move` is asked instead.
+
+        A lock that a thousand threads wait for opens and closes for all of them at each hand-over, and one of them goes on.
+        """
+        self.follows = on
+        if not on:
+            for thread in self.threads:
+                if thread.op is not None and thread.op.code == _AWAIT:
+                    self._refresh(thread)
+
+    def may_move(self, channel: Channel) -> bool:
+        """May its head move now?"""
+        op = channel.thread.op
+        if self.follows and op is not None and op.code == _AWAIT and channel.kind == THREAD:
+            self._refresh(channel.thread)
+        return channel.at >= 0
 
     # ---- what a search asks -----------------------------------------------------------------------------------------------
 

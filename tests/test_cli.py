@@ -5,7 +5,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -277,8 +277,11 @@ class FakeLive:
             yield one
 
 
-def live(capsys: pytest.CaptureFixture[str], played: list[Any], variant: str = "plain", **options: Any) -> tuple[int, str, str]:
+def live(
+    capsys: pytest.CaptureFixture[str], played: list[Any], variant: str = "plain", aborted: Sequence[Any] = (), **options: Any
+) -> tuple[int, str, str]:
     fake = FakeLive(played)
+    fake.aborted += aborted
     common = {"setup": None, "memory": "pso", "rounds": 200, "seed": 0, "noise": 0.1, "address": None, "log_dir": None}
     common |= {"placement": "auto", "hosts": None, "vms": 1, "transport": "sockets"}
     rest = {"log_steps": False, "trace_dir": None, "full": False, "as_json": False}
@@ -314,6 +317,18 @@ def rounds(good: int, bad: int) -> list[Any]:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def test_a_host_is_said_to_be_replaced_if_another_one_took_its_place(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where the cluster itself went, none did; what became of the messages is said as far as it is known."""
+    lost = SimpleNamespace(
+        numbers=(5, 6), host="vcpu1", why="killed", account="in flight 12 parts, lost with the host 7", replaced=True
+    )
+    _, out, _ = live(capsys, [], aborted=[lost])
+    assert "\nlost and replaced: vcpu1; aborted: round 5, 6; in flight 12 parts, lost with the host 7 (killed)\n" in out
+    lost.account, lost.replaced = None, False
+    _, out, _ = live(capsys, [], aborted=[lost])
+    assert "\nlost: vcpu1; aborted: round 5, 6 (killed)\n" in out
 
 
 def test_a_live_run_counts_outcomes_and_saves_the_bad_rounds(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

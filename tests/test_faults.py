@@ -19,6 +19,7 @@ import pytest
 import ray  # noqa: F401 - brings psutil
 import zmq
 
+from cluster.conductor import Conductor
 from cluster.hosts import Hosts
 from cluster.live import LiveOptions, LiveRun, Round
 from cluster.pulse import Pulse
@@ -78,6 +79,37 @@ def test_two_hosts_at_once_and_a_new_one_that_dies_while_it_is_introduced(monkey
 
 
 @needs_ray
+@pytest.mark.parametrize(
+    ("transport", "how"), [("sockets", signal.SIGKILL), ("ray", signal.SIGKILL), ("sockets", signal.SIGSTOP)]
+)
+def test_a_host_that_dies_while_others_account_for_the_aborted_rounds_is_lost_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, transport: str, how: int
+) -> None:
+    """What was sent between the two that are left adds up all the same, and what went to the lost is lost with them."""
+    give_up, died = Conductor.give_up, list[int]()
+
+    def dies(conductor: Conductor, lost: int) -> Any:
+        if not died:
+            died.append(run.pids[f"host{(lost + 1) % 4}"])
+            os.kill(died[0], how)
+        return give_up(conductor, lost)
+
+    monkeypatch.setattr(Conductor, "give_up", dies)
+    patience = {"silence": 0.2, "give_up": 3.0} if how == signal.SIGSTOP else {}
+    options = LiveOptions(rounds=8, placement="packed", hosts=4, vms=3, transport=transport, log_dir=tmp_path, **patience)
+    with LiveRun(case_of(vcpus=16), options) as run:
+        play(run, 8, 2, lambda: kill(run.pids["host1"]))
+        (gone,) = run.aborted
+        assert gone.replaced and gone.host == "host1, host2" and gone.account is not None
+        assert gone.account.gone == 2
+        for amounts in (gone.account.parts, gone.account.messages):
+            assert amounts.sent == amounts.delivered + amounts.in_flight + amounts.lost and amounts.sent > 0
+    told = [line for line in map(json.loads, (tmp_path / "driver.jsonl").read_text().splitlines()) if line["event"] == "aborted"]
+    assert [(line["host"], line["account"]) for line in told] == [("host1", str(gone.account)), ("host2", str(gone.account))]
+    assert told[0]["parts"] == gone.account.parts._asdict() and told[0]["rounds"] == list(gone.numbers)
+
+
+@needs_ray
 def test_a_host_that_dies_before_the_first_round_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kill while the hosts start costs a second, and is no end."""
     introduce, killed = Hosts._introduce, list[int]()
@@ -110,8 +142,6 @@ def test_a_host_that_hangs_is_given_up_killed_and_replaced(transport: str) -> No
 @needs_ray
 def test_a_host_that_is_slow_only_delays(monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGSTOP, and SIGCONT when it is asked whether it is there: the round is finished, by the same process."""
-    from cluster.conductor import Conductor
-
     asked = []
     ping = Conductor.ping
 

@@ -203,7 +203,8 @@ def test_a_host_that_is_killed_is_replaced_and_its_round_is_no_outcome(tmp_path:
                 victim, pid = next(reversed(run.pids.items()))
                 os.kill(pid, signal.SIGKILL)
     (gone,) = run.aborted
-    assert gone.host == victim and gone.numbers
+    assert gone.host == victim and gone.numbers and gone.replaced
+    assert gone.account is not None and gone.account.gone == 1
     assert len(played) == 8
     assert not {r.number for r in played} & set(gone.numbers)
     assert {r.number for r in played} | set(gone.numbers) == set(range(8 + len(gone.numbers)))

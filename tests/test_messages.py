@@ -15,6 +15,7 @@ from cluster.link import Link
 from cluster.messages import (
     ACCESS,
     ANSWER,
+    ARRIVED,
     COUNTS,
     DRIVER,
     FIELDS,
@@ -22,6 +23,8 @@ from cluster.messages import (
     FLUSHED,
     IPI,
     MAGIC,
+    MARK,
+    STOPPED,
     VERSION,
     FrameError,
     decode,
@@ -43,6 +46,9 @@ MESSAGES = st.one_of(
     st.tuples(st.just(FLUSHED), SMALL, SMALL),
     st.tuples(st.just(IPI), SMALL, SMALL),
     st.tuples(st.just(COUNTS), SMALL, st.booleans(), st.lists(SMALL).map(tuple), st.lists(SMALL).map(tuple)),
+    st.tuples(st.just(MARK), SMALL, SMALL, st.lists(SMALL).map(tuple)),
+    st.tuples(st.just(STOPPED), *[st.lists(SMALL).map(tuple)] * 4),
+    st.tuples(st.just(ARRIVED), SMALL, SMALL, SMALL),
 )
 PARTS = st.lists(st.tuples(SMALL, SMALL, SMALL, st.lists(MESSAGES, max_size=4).map(tuple)), max_size=3)
 
@@ -144,6 +150,7 @@ def test_the_tags_are_what_they_were() -> None:
         0x13: "FLUSH",
         0x14: "FLUSHED",
         0x15: "IPI",
+        0x16: "MARK",
         0x21: "BEGIN",
         0x22: "PROBE",
         0x23: "COLLECT",
@@ -151,6 +158,7 @@ def test_the_tags_are_what_they_were() -> None:
         0x25: "MEET",
         0x26: "STOP",
         0x27: "PING",
+        0x28: "CUT",
         0x31: "IDLE",
         0x32: "COUNTS",
         0x33: "REPORT",
@@ -158,6 +166,8 @@ def test_the_tags_are_what_they_were() -> None:
         0x35: "MOVED",
         0x36: "MET",
         0x37: "HERE",
+        0x38: "STOPPED",
+        0x39: "ARRIVED",
     }
     assert messages.DRIVER == -1
 

@@ -156,8 +156,7 @@ def print_results(out: Console, tally: Tally, seconds: float, full: bool, wish: 
             Text(f"{tally.placement}; {tally.messages:,} messages, {tally.crossed:,} of them between processes", style="dim")
         )
     for gone in tally.aborted:
-        numbers = ", ".join(str(number) for number in gone.numbers)
-        out.print(Text(f"lost and replaced: {gone.host}; aborted: round {numbers} ({gone.why})", style="yellow"))
+        out.print(Text(_loss(gone), style="yellow"), soft_wrap=True)
     if not tally.rounds:
         return
     out.print()
@@ -207,6 +206,13 @@ def print_results(out: Console, tally: Tally, seconds: float, full: bool, wish: 
     if len(tally.traces) > 1:
         more = f" (the first {TRACES} bad rounds)" if tally.bad > len(tally.traces) else ""
         out.print(f"  {len(tally.traces)} traces in {tally.folder}/{more}", soft_wrap=True)
+
+
+def _loss(gone: Any) -> str:
+    """A host that was lost, in a line: whether another one took its place, and what became of what had been said."""
+    numbers = ", ".join(str(number) for number in gone.numbers)
+    account = f"; {gone.account}" if gone.account is not None else ""
+    return f"lost{' and replaced' if gone.replaced else ''}: {gone.host}; aborted: round {numbers}{account} ({gone.why})"
 
 
 def _save_shrunk(tally: Tally, told: Reason) -> None:
