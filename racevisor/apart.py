@@ -10,10 +10,11 @@ from racevisor import choose
 from racevisor.budget import Budget
 from racevisor.choose import Wanted
 from racevisor.decompose import Decomposition, Stopped
-from racevisor.explore import LOOK, Recorder, Verdict, witness
+from racevisor.explore import LOOK, Verdict, witness
 from racevisor.hub import Refused
 from racevisor.ledger import BUDGET_SPENT, EXHAUSTED, Bounds, Ledger, Look
 from racevisor.scenario import Always, Case, Never, Sometimes
+from racevisor.twins import Recorder
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,9 @@ def verdict_by_parts(case: Case, wanted: Wanted, clock: Callable[[], float], on_
     """
     seconds = choose.seconds(wanted)
     budget = Budget(seconds, None, clock)
-    world = case.world(max_steps=wanted.max_steps, automata=True)
-    recorder = world.vm.calls = Recorder(world.vm.calls)
+    world = case.world(max_steps=wanted.max_steps, automata=True, calls=Recorder)
+    recorder = world.vm.calls
+    assert isinstance(recorder, Recorder)
 
     def stop(executions: int) -> bool:
         if executions % LOOK:

@@ -30,6 +30,8 @@ class Auto:
         self.search = search
         self.sampler = sampler
         self.picker = search
+        #: the verb, as the present one of the two picks
+        self.pick: Callable[[list[Channel]], Channel | None] = search.pick
         self.changed_at: int | None = None
         self.why = "the states can be exhausted within the budget"
         #: what the search had left when it was given up
@@ -50,11 +52,6 @@ class Auto:
         """PCT counts its own runs."""
         self._run = run
         self.picker.begin(world, run - (self.changed_at or 0))
-
-    def pick(self, movable: list[Channel]) -> Channel | None:
-        """As the present one of the two picks."""
-        channel: Channel | None = self.picker.pick(movable)
-        return channel
 
     def end(self, execution: Execution) -> bool:
         """As the present one of the two says."""
@@ -89,6 +86,7 @@ class Auto:
         self.by_clock = budget.by_clock
         self.changed_at = self._run + 1
         self.picker = self.sampler(None if budget.runs is None else budget.runs - self.changed_at)
+        self.pick = self.picker.pick
 
     # ---- what the ledger asks ---------------------------------------------------------------------------------------------
 

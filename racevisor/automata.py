@@ -47,6 +47,7 @@ class Automata:
         self._origin: list[tuple[int, Any]] = []  # how a local state was first reached: (local state, value)
         self._live: dict[Thread, tuple[Any, int]] = {}  # a coroutine of the thread and the local state it stands in
         self.threads = threads
+        self.resuming = False  # does a thread run now?
 
     def move(self, thread: Thread, value: Any, before: int) -> int:
         """The local state after `thread` got `value` in local state `before` (-1: not started)."""
@@ -65,6 +66,7 @@ class Automata:
 
     def _learn(self, thread: Thread, before: int, value: Any) -> int:
         actor = thread.actor
+        self.resuming = True
         coroutine, at = self._live.get(thread, (None, -2))
         if before < 0 or at != before:
             coroutine = self._drive(thread, before)
@@ -73,6 +75,7 @@ class Automata:
                 setattr(actor, name, known)
         actor.checkpoint_seen = None
         op = resume(actor, coroutine.send, value)
+        self.resuming = False
         seen: tuple[Any, ...] | None = actor.checkpoint_seen
         if op is None:
             key: Any = (actor.name, "end", actor.local_state())

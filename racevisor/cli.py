@@ -143,11 +143,12 @@ Strategies:
 @click.option("--setup", "setups", multiple=True, metavar="S", help="Only this set-up; may be repeated.")
 @click.option("--memory", "memories", multiple=True, metavar="M", help="Only this memory model (sc, tso, pso); may be repeated.")
 @click.option("--budget", metavar="TIME", help="At most this long a cell: 60s, 2m, 1.5h.  [default: 5m]")
-@click.option("--jobs", type=click.IntRange(1), help="Processes.  [default: one per CPU]")
+@click.option("--workers", type=click.IntRange(1), help="Processes.  [default: one per CPU]")
+@click.option("--jobs", type=click.IntRange(1), hidden=True)  # what --workers was called
 @click.option("--full", is_flag=True, help="A row for every cell; fold nothing.")
 @click.option("--markdown", is_flag=True, help="Print the claims as a page, docs/verdicts.md, and search nothing.")
 @_json
-def verify(names: tuple[str, ...], markdown: bool, **options: Any) -> int:
+def verify(names: tuple[str, ...], markdown: bool, workers: int | None, jobs: int | None, **options: Any) -> int:
     """Hold every claim of the scenarios named, or of all that are built in, against a search.  Minutes.
 
     A row for each set-up, the memory models side by side; set-ups where all is Never, as claimed, share a row.  Exit status 1 if
@@ -156,7 +157,7 @@ def verify(names: tuple[str, ...], markdown: bool, **options: Any) -> int:
     from racevisor.commands.verify import print_page
     from racevisor.commands.verify import verify as verify_claims
 
-    return print_page(names) if markdown else verify_claims(names, **options)
+    return print_page(names) if markdown else verify_claims(names, jobs=workers or jobs, **options)
 
 
 @cli.command()

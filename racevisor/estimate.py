@@ -1,12 +1,16 @@
 """How much of a depth-first search remains: the size of its tree, estimated while it is walked.
 
-Two estimators, for two kinds of tree:
+Three estimators, for two kinds of tree.  For a search whose children are alike, a DPOR, two of Kilby, Slaney, Thiebaux, Walsh:
+Estimating Search Tree Size, AAAI 2006:
 
-* **by share** (Kilby, Slaney, Thiebaux, Walsh: Estimating Search Tree Size, AAAI 2006, the weighted backtrack estimator; after
-  Knuth: Estimating the Efficiency of Backtrack Programs, 1975): every child of a node counts for an equal share of the node;
-  what is done divided by its share is the whole.  A DPOR finds children of a node out as it goes on, which makes the share
-  look larger than it is; so every node is given the children that finished nodes turned out to have after as many of
-  theirs were done.
+* **by share** (their weighted backtrack estimator; after Knuth: Estimating the Efficiency of Backtrack Programs, 1975): every
+  child of a node counts for an equal share of the node; what is done divided by its share is the whole.
+* **by siblings** (their recursive estimator): a child that waits is as large as its finished siblings are in the mean; the child
+  that is being explored is estimated in the same way, first.
+
+A DPOR finds children of a node out as it goes on, the more the larger the node; by share that is missed, and by siblings it is
+found late, but then exaggerated.  So what remains is the geometric mean of the two.  For the other kind:
+
 * **by level**, for a search that recognises states: the first child of a node finds nearly everything, and its siblings little
   that is new, so equal shares are wrong by many powers of two.  Here the children that wait at each level are counted, and each
   is given the mean size of the *later* children that were finished at that level; where none was, the trend of the levels
@@ -26,12 +30,13 @@ from typing import Any
 Frontier = Sequence[tuple[int, int]]
 
 #: The upper end of the 80 % interval is so many powers of two above the estimate of what remains; the lower end is that much
-#: and three more below it, for both estimators err towards too much once most is done.
-_BY_SHARE = 1.7
+#: and some more below it, for all estimators err towards too much once most is done.
+_ALIKE = 2.0
 _BY_LEVEL = 2.0
 _UNMEASURED = 3.0  # by level, if none of the levels where children wait has been measured
-# On searches that these widths were not fitted to, the interval held the total, when 10 % was done, 17 of 19 times by share and
-# 20 of 24 by level (the other four were too small to have left learning behind); when 30 % was done, always.
+_LOWER_ALIKE = 2.0
+_LOWER_BY_LEVEL = 3.0
+# How often the interval held the total when 10 % was done, and how wide it was: tests/test_estimate.py, with a table.
 _MOST = 1e30  # executions; whatever is more is called this
 
 
@@ -70,11 +75,11 @@ class Estimate:
 class _Level:
     """What is known of one position on the path: when its present child began, and how the finished ones went."""
 
-    __slots__ = ("began", "known_after")
+    __slots__ = ("began", "born")
 
-    def __init__(self, began: int, finished: int, known: int) -> None:
+    def __init__(self, born: int, began: int) -> None:
+        self.born = born  # executions when the node was come to
         self.began = began  # executions when the child that is being explored was begun
-        self.known_after = {finished: known}  # children known when so many were finished
 
 
 class Estimator:
@@ -94,12 +99,12 @@ class Estimator:
         self._path: list[tuple[int, int]] = []
         self._levels: list[_Level] = []
         self._later: dict[int, list[int]] = {}  # level -> [executions under later children, such children]
-        self._more: dict[int, list[int]] = {}  # children finished -> [children found after that, nodes]
 
     # ---- watching ---------------------------------------------------------------------------------------------------------
 
     def observe(self, executions: int, frontier: Frontier, seconds: float = 0.0) -> None:
         """After `executions` executions, which took so many seconds, the search stands at `frontier`."""
+        last = self.executions
         self.executions = executions
         self.seconds = seconds
         before = self._path
@@ -113,7 +118,7 @@ class Estimator:
                     path = []  # the search has started again
                     break
                 before.insert(same, path[same])  # a second child was found where there was one
-                levels.insert(same, _Level(executions, *path[same]))
+                levels.insert(same, _Level(last, executions))
             same += 1
         if not path:
             self._forget(executions)
@@ -124,14 +129,8 @@ class Estimator:
         if same < len(path) and same < len(before) and path[same][0] > before[same][0]:
             keep = same + 1
             self._child_finished(same, before[same][0], path[same][0])
-        for n in range(keep, len(before)):
-            self._node_finished(levels[n], before[n][1])
         del levels[keep:]
-        for n, (finished, known) in enumerate(path):
-            if n < len(levels):
-                levels[n].known_after.setdefault(finished, known)
-            else:
-                levels.append(_Level(executions, finished, known))
+        levels += [_Level(last, executions) for _ in path[len(levels) :]]
         self._path = path
 
     def _child_finished(self, n: int, before: int, after: int) -> None:
@@ -142,12 +141,6 @@ class Estimator:
             total = self._later.setdefault(n, [0, 0])
             total[0] += size
             total[1] += after - before
-
-    def _node_finished(self, level: _Level, known: int) -> None:
-        for finished, then in level.known_after.items():
-            more = self._more.setdefault(finished, [0, 0])
-            more[0] += max(0, known - then)
-            more[1] += 1
 
     # ---- estimating -------------------------------------------------------------------------------------------------------
 
@@ -161,10 +154,12 @@ class Estimator:
         least = done + max(1, sum(waiting.values()))  # nothing that waits costs less than one execution
         if self.recognises_states:
             total, width = self._by_level(waiting)
+            lower = _LOWER_BY_LEVEL
         else:
-            total, width = self._by_share(), _BY_SHARE
+            rest = [max(1.0, total - done) for total in (self._by_share(), self._by_siblings())]
+            total, width, lower = done + math.sqrt(rest[0]) * math.sqrt(rest[1]), _ALIKE, _LOWER_ALIKE
         total = min(_MOST, max(least, total))
-        low = least + (total - least) / 2 ** (width + 3)
+        low = least + (total - least) / 2 ** (width + lower)
         high = done + (total - done) * 2**width
         left = self.seconds / done * (total - done) if self.seconds else None
         return Estimate(done, total, low, high, left)
@@ -172,11 +167,20 @@ class Estimator:
     def _by_share(self) -> float:
         share, weight = 0.0, 1.0
         for finished, known in self._path:
-            found, nodes = self._more.get(finished, (0, 1))
-            weight /= known + found / nodes
+            weight /= known
             share += finished * weight
         done = self.executions - self._began
-        return self._began + (done / share if share else done * 2.0 / weight)
+        return self._began + done / max(share or weight / 2.0, 1 / _MOST)
+
+    def _by_siblings(self) -> float:
+        size = 0.0  # of the child that is being explored: none at the deepest node, all of whose present children are finished
+        under_way = 0
+        for (finished, known), level in zip(reversed(self._path), reversed(self._levels), strict=True):
+            size += level.began - level.born if finished else 0
+            begun = finished + under_way
+            size = max(1.0, size + (known - begun) * (size / begun if begun else 1.0))
+            under_way = 1
+        return self._began + size
 
     def _by_level(self, waiting: dict[int, int]) -> tuple[float, float]:
         trend = _Trend(self._later)

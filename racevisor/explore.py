@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from actors.vm import Calls
 from racevisor import choose
 from racevisor.budget import Budget, words
 from racevisor.choose import STRATEGIES as STRATEGIES
@@ -17,6 +16,7 @@ from racevisor.ledger import Bounds, Ledger, Look, judge
 from racevisor.memory import MODELS
 from racevisor.monitor import Violation
 from racevisor.scenario import Always, Case, Never, Sometimes, in_table, load, require
+from racevisor.twins import Recorder, Twins
 from racevisor.world import Execution, World
 
 LOOK = 16  # executions between two looks at the clock and at the tree
@@ -120,18 +120,6 @@ def witness(execution: Execution) -> Witness:
     return Witness(schedule, list(execution.violations), str(execution.outcome), execution.status, execution.run)
 
 
-class Recorder(Calls):
-    """vm.calls, noting what is called."""
-
-    def __init__(self, calls: Calls) -> None:
-        self.names: set[str] = set()
-        self.inner = calls
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        self.names.add(name)
-        return getattr(self.inner, name)  # type: ignore[no-any-return]
-
-
 class _Tally:
     """What the executions of one search showed."""
 
@@ -188,6 +176,7 @@ def explore_case(
     *,
     clock: Callable[[], float] = time.perf_counter,
     on_look: Look | None = None,
+    twins: Twins | None = None,
     **options: Any,
 ) -> Verdict:
     """Search one case; `options` are the fields of racevisor.choose.Wanted, by default strategy `auto`.
@@ -195,7 +184,9 @@ def explore_case(
     `runs` bounds the number of executions and `budget` the seconds; where neither is said, `auto` has a budget, samplers have a
     number of runs, and exhaustive strategies go on until they are done.  A search that has met a bad and a good execution has
     settled on Sometimes and stops there, unless it is asked to go on `to_the_end`; samplers go on.  Every so many executions
-    `on_look` is told how far the search is.  Raises UsageError for options that do not go together.
+    `on_look` is told how far the search is.  `twins` are other variants of the same machine, searched with the same options: if
+    this one turns out to behave like one of them, it gets that one's verdict.  Raises UsageError for options that do not go
+    together.
     """
     wanted = Wanted(**options)
     kind = choose.kind(wanted)
@@ -205,6 +196,8 @@ def explore_case(
 
         by_parts = verdict_by_parts(case, wanted, clock, on_look)
         if isinstance(by_parts, Verdict):
+            if twins is not None:
+                twins.add(case, by_parts)
             return by_parts
         before = by_parts.seconds
         took = f", which took {words(before)} of the budget to find out" if before >= 1 else ""
@@ -213,10 +206,14 @@ def explore_case(
     picker = kind.make(wanted, case)
     budget = Budget(left, wanted.runs, clock)
     watch = _Watch(picker, budget, on_look)
-    world = case.world(max_steps=wanted.max_steps, automata=kind.automata)
-    recorder = world.vm.calls = Recorder(world.vm.calls)
+    world = case.world(max_steps=wanted.max_steps, automata=kind.automata, calls=Recorder)
+    recorder = world.vm.calls
+    assert isinstance(recorder, Recorder)
+    recorder.ready(world.automata)
     tally = _Tally()
     try:
+        if twins is not None and (twin := twins.same_behaviour(case, world, recorder)) is not None:
+            return twin
         run, settled, stopped = _search(world, picker, tally, watch, stops_when_settled=kind.systematic and not wanted.to_the_end)
     finally:
         world.close()
@@ -226,10 +223,13 @@ def explore_case(
     ledger = replace(ledger, reason=ledger.reason + refused, bounds=bounds, seconds=before + ledger.seconds)
     # only a complete search can say Always: a good execution may be among those that were not run
     found = Never if not tally.bad else Always if ledger.exhausted and tally.good is None else Sometimes
-    return Verdict(
+    verdict = Verdict(
         case.scenario.name, case.variant_name, case.setup, case.memory, case.claimed, found, ledger,
         tally.outcomes, tally.worst, tally.good, frozenset(recorder.names), case.vcpus,
     )  # fmt: skip
+    if twins is not None:
+        twins.add(case, verdict, world, recorder)
+    return verdict
 
 
 def _search(world: World, picker: Any, tally: _Tally, watch: _Watch, *, stops_when_settled: bool) -> tuple[int, bool, bool]:

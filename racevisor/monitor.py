@@ -62,4 +62,5 @@ class Monitor(ABC):
 
     def state(self) -> tuple[Any, ...]:
         """The ghost state, as part of the World's fingerprint."""
-        return tuple(sorted(self.ghost.items()))
+        ghost = self.ghost
+        return tuple(sorted(ghost.items())) if len(ghost) > 1 else tuple(ghost.items())

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
-from actors.vm import Vm
+from actors.vm import Calls, Vm
 from racevisor.errors import UsageError
 from racevisor.memory import MODELS
 from racevisor.monitor import Monitor, Violation
@@ -152,16 +152,25 @@ class Case:
         """Never, Sometimes or Always."""
         return claim(self.scenario, self.variant, self.setup, self.memory)
 
-    def vm(self) -> Vm:
-        """A fresh machine of this case."""
+    def vm(self, calls: Callable[[Calls], Calls] | None = None) -> Vm:
+        """A fresh machine of this case; `calls` makes what is put in the place of its vm.calls before it is built."""
         vm = Vm(self.variant.replaces, self.scenario.functions, self.vcpus)
+        if calls is not None:
+            vm.calls = calls(vm.calls)
         vm.setup = self.setup
         self.scenario.build(vm, self.setup)
         return vm
 
-    def world(self, *, max_steps: int | None = None, automata: bool = False, functions: bool = False) -> World:
+    def world(
+        self,
+        *,
+        max_steps: int | None = None,
+        automata: bool = False,
+        functions: bool = False,
+        calls: Callable[[Calls], Calls] | None = None,
+    ) -> World:
         """A World over a fresh machine, with the scenario's checks."""
-        vm = self.vm()
+        vm = self.vm(calls)
         exempt = self.variant.exempt
         monitors = [m for m in self.scenario.monitors(vm) if m.check not in exempt]
         return World(

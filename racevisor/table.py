@@ -1,131 +1,126 @@
-"""A table of cases: searched in several processes, each piece of code once."""
+"""A table of cases: searched in several processes, variants that do the same once."""
 
 from __future__ import annotations
 
+import gc
 import shlex
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import replace
 from typing import Any
 
 from racevisor.explore import Verdict, explore_case
 from racevisor.scenario import Case, Scenario, Source, from_source
+from racevisor.twins import Twins
 
 Progress = Callable[[int, int], None]
 
 
 def verdicts(wanted: list[Case], jobs: int, on_progress: Progress | None, options: dict[str, Any]) -> Iterator[Verdict]:
-    """Verdicts in the order of `wanted`; an exception that ends them says in a note in which cell it was raised.
-
-    A variant that replaces only functions that are never called in a set-up is the same code there as the reference variant
-    (the one that replaces nothing); it gets the reference's verdict, and its ledger says so.
-    """
-    pool = ProcessPoolExecutor(jobs, initializer=_ignore_interrupts) if jobs > 1 and len(wanted) > 1 else None
-    try:
-        table = _Table(wanted, pool, on_progress, options)
+    """Verdicts in the order of `wanted`; an exception that ends them says in a note in which cell it was raised."""
+    with Table(wanted, jobs, on_progress, options) as table:
         for n in range(len(wanted)):
             yield table.settle(n)
-    finally:
-        if pool is not None:
-            workers = list((pool._processes or {}).values())
-            pool.shutdown(wait=False, cancel_futures=True)
+
+
+class Table:
+    """Cells being searched, of one scenario or of several: a context, which ends the processes that it has started.
+
+    A *machine* is a scenario, a set-up, a memory model and a size.  What replaces nothing is searched first of its variants; one
+    that turns out to be the twin of another one (racevisor.twins) gets its verdict, and its ledger says so.  With several
+    processes all variants of a machine are searched by one of them.
+    """
+
+    def __init__(self, wanted: list[Case], jobs: int, on_progress: Progress | None, options: dict[str, Any]) -> None:
+        self.wanted = wanted
+        self.on_progress = on_progress
+        self.options = options
+        #: by place in `wanted`
+        self.done: dict[int, Verdict] = {}
+        self._failed: dict[int, Exception] = {}  # raised when its turn comes
+        self._asked: dict[Future[list[Verdict]], list[int]] = {}
+        self._machines: dict[tuple[Any, ...], list[int]] = {}
+        self._twins: dict[tuple[Any, ...], Twins] = {}
+        for n, case in enumerate(wanted):
+            self._machines.setdefault(_machine(case), []).append(n)
+        for cells in self._machines.values():
+            cells.sort(key=lambda n: bool(wanted[n].variant.replaces or wanted[n].variant.exempt))
+        self._pool: ProcessPoolExecutor | None = None
+        if jobs > 1 and len(wanted) > 1:
+            self._pool = ProcessPoolExecutor(jobs, initializer=_begin)
+            pieces = -(-jobs // len(self._machines))  # no process is to be idle: that is worth more than a twin
+            for cells in self._machines.values():
+                for i in range(min(pieces, len(cells))):
+                    self._ask(cells[i::pieces])
+
+    def __enter__(self) -> Table:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            workers = list((self._pool._processes or {}).values())
+            self._pool.shutdown(wait=False, cancel_futures=True)
             for worker in workers:  # a cell that is half searched is worth nothing, and Ctrl-C must not wait for it
                 worker.terminate()
 
-
-class _Table:
-    """Cells being searched: references first, then what is not the same code.  The cells may be of several scenarios."""
-
-    def __init__(
-        self, wanted: list[Case], pool: ProcessPoolExecutor | None, on_progress: Progress | None, options: dict[str, Any]
-    ) -> None:
-        self.wanted = wanted
-        self.pool = pool
-        self.on_progress = on_progress
-        self.options = options
-        self.done: dict[int, Verdict] = {}
-        self.asked: dict[int, Future[Verdict]] = {}
-        self.references: dict[tuple[Any, ...], int] = {}
-        for n, case in enumerate(wanted):
-            if not case.variant.replaces and not case.variant.exempt:
-                self.references.setdefault(_machine(case), n)
-        #: by reference: the cells that may turn out to be the same code, until it is known
-        self.waiting: dict[int, list[int]] = {n: [] for n in self.references.values()}
-        if pool is None:
-            return
-        for n in self.waiting:
-            self._ask(n)
-        for n in range(len(wanted)):
-            of = self._reference(n)
-            if of is not None:
-                self.waiting[of].append(n)
-            elif n not in self.asked:
-                self._ask(n)
-
-    def _reference(self, n: int) -> int | None:
-        """The cell whose verdict may be this one's as well; None if there is none."""
-        of = self.references.get(_machine(self.wanted[n]))
-        return None if of == n or self.wanted[n].variant.exempt else of
-
-    def _ask(self, n: int) -> None:
-        case = self.wanted[n]
-        assert self.pool is not None
-        task = (case.source.path, case.source.text, case.variant_name, case.setup, case.memory, case.vcpus, self.options)
-        self.asked[n] = self.pool.submit(_in_worker, *task)
-
     def settle(self, n: int) -> Verdict:
         """The verdict of one cell."""
-        of = self._reference(n)
-        if n not in self.done and of is not None:
-            self.settle(of)
-        if n not in self.done and not (of is not None and self._share(n, of)):
-            try:
-                verdict = self._wait(n) if self.pool is not None else explore_case(self.wanted[n], **self.options)
-            except Exception as error:
-                error.add_note(_where(self.wanted[n]))
-                raise
-            self._keep(n, verdict)
+        if self._pool is None and n not in self.done:
+            machine = _machine(self.wanted[n])
+            cells = self._machines[machine]
+            twins = self._twins.setdefault(machine, Twins())
+            for one in dict.fromkeys((cells[0], n)):
+                if one not in self.done and one not in self._failed:
+                    self._search(one, twins)
+            if all(cell in self.done for cell in cells):
+                del self._twins[machine]
+        while n not in self.done and n not in self._failed:
+            self._collect(wait(self._asked, return_when=FIRST_COMPLETED).done)
+        if n in self._failed:
+            self._failed[n].add_note(_where(self.wanted[n]))
+            raise self._failed[n]
         return self.done[n]
 
-    def _keep(self, n: int, verdict: Verdict) -> None:
-        self.done[n] = verdict
+    def _search(self, n: int, twins: Twins) -> None:
+        try:
+            self.done[n] = _one(self.wanted[n], twins, self.options)
+        except Exception as error:
+            self._failed[n] = error
         self._tell()
 
-    def _wait(self, n: int) -> Verdict:
-        """Meanwhile, what waited for another cell is asked for as soon as that one is done: no process is to be idle."""
-        self._release()
-        while not self.asked[n].done():
-            wait([other for other in self.asked.values() if not other.done()], return_when=FIRST_COMPLETED)
-            self._release()
-            self._tell()
-        return self.asked[n].result()
+    def _ask(self, cells: list[int]) -> None:
+        assert self._pool is not None
+        first = self.wanted[cells[0]]
+        variants = [self.wanted[n].variant_name for n in cells]
+        task = (first.source.path, first.source.text, variants, first.setup, first.memory, first.vcpus, self.options)
+        self._asked[self._pool.submit(_in_worker, *task)] = cells
 
-    def _release(self) -> None:
-        for of in [n for n in self.waiting if self.asked[n].done()]:
-            failed = self.asked[of].exception() is not None  # it is raised when its turn comes
-            if not failed:
-                self.done.setdefault(of, self.asked[of].result())
-            for n in self.waiting.pop(of):
-                if failed or not self._share(n, of):
-                    self._ask(n)
+    def _collect(self, done: set[Future[list[Verdict]]]) -> None:
+        for future in done:
+            cells = self._asked.pop(future)
+            try:
+                found = future.result()
+                rest = cells[len(found) :]  # the first of them raises; asked for again, it raises here
+            except Exception as error:
+                self._failed[cells[0]] = error
+                found, rest = [], cells[1:]
+            self.done.update(zip(cells, found, strict=False))
+            if rest:
+                self._ask(rest)
+            self._tell()
 
     def _tell(self) -> None:
         if self.on_progress is not None:
-            ahead = sum(future.done() for n, future in self.asked.items() if n not in self.done)
-            self.on_progress(len(self.done) + ahead, len(self.wanted))
+            self.on_progress(len(self.done), len(self.wanted))
 
-    def _share(self, n: int, of: int) -> bool:
-        """Give the cell its reference's verdict, if it is the same code."""
-        case, verdict = self.wanted[n], self.done[of]
-        if n in self.done:
-            return True
-        if n in self.asked or not verdict.ledger.exhausted or case.variant.replaces.keys() & verdict.calls:
-            return False
-        reason = f"the same code as {verdict.variant}: nothing that {case.variant_name} replaces is called here"
-        ledger = replace(verdict.ledger, reason=reason, seconds=0.0)
-        self._keep(n, replace(verdict, variant=case.variant_name, claimed=case.claimed, ledger=ledger))
-        return True
+
+def _machine(case: Case) -> tuple[Any, ...]:
+    """What two cells have in common that differ in the variant only."""
+    return case.source.digest, case.setup, case.memory, case.vcpus
+
+
+def _one(case: Case, twins: Twins, options: dict[str, Any]) -> Verdict:
+    return twins.same_code(case) or explore_case(case, twins=twins, **options)
 
 
 def _where(case: Case) -> str:
@@ -134,21 +129,34 @@ def _where(case: Case) -> str:
     return f"  in the search of {case}\n  alone:  racevisor explore {shlex.quote(case.source.path)} {cell}{vcpus}"
 
 
-def _machine(case: Case) -> tuple[Any, ...]:
-    """What two cells have in common that differ in the variant only."""
-    return case.source.digest, case.setup, case.memory, case.vcpus
+#: New objects before the garbage collector looks for cycles.  A search keeps millions of tuples, and by default (700) they are
+#: looked through again and again; in cycles there are only the machines of cells that are done.
+_OBJECTS = 50_000
 
 
-def _ignore_interrupts() -> None:
+def _begin() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
+    gc.set_threshold(_OBJECTS, 20, 50)
 
 
 _loaded: dict[str, Scenario] = {}
 
 
-def _in_worker(path: str, text: str, variant: str, setup: str, memory: str, vcpus: int, options: dict[str, Any]) -> Verdict:
+def _in_worker(
+    path: str, text: str, variants: list[str], setup: str, memory: str, vcpus: int, options: dict[str, Any]
+) -> list[Verdict]:
+    """The verdicts of these variants up to the first that raises; the exception is that of the first variant."""
     source = Source(path, text)
     scenario = _loaded.get(source.digest)
     if scenario is None:
         scenario = _loaded[source.digest] = from_source(source)
-    return explore_case(Case(scenario, source, variant, setup, memory, vcpus), **options)
+    twins = Twins()
+    found: list[Verdict] = []
+    for variant in variants:
+        try:
+            found.append(_one(Case(scenario, source, variant, setup, memory, vcpus), twins, options))
+        except Exception:
+            if not found:
+                raise
+            break
+    return found

@@ -92,8 +92,9 @@ class World(Stepper):
         self.violations = []
         for cell, value in zip(self.cells, snapshot.values, strict=True):
             cell.value = value
-            if cell.waiters:
-                cell.waiters.clear()
+        for thread in self.threads:
+            if thread.op is not None and thread.op.code == _AWAIT:
+                thread.op.cell.waiters.clear()  # type: ignore[union-attr]
         for monitor, (ghost, where) in zip(self.monitors, snapshot.ghosts, strict=True):
             monitor.ghost, monitor.where = dict(ghost), dict(where)
         self._empty()

@@ -106,20 +106,28 @@ class _Found:
 
     def search(self, jobs: int, options: dict[str, Any]) -> bool:
         """Fill `scenarios`; True if Ctrl-C ended it early.  If a scenario raises, what was found before it has been printed."""
-        with Meter("verifying", len(self.wanted), "cells") as meter:
-            progress = table.verdicts(self.wanted, jobs, lambda done, _: meter.update(done), options)
-            try:
-                for cells, verdicts in self.scenarios:
-                    try:
-                        for _ in cells:
-                            verdicts.append(next(progress))
-                    finally:
-                        if self.out is not None and verdicts:
-                            with meter.aside():
-                                self._print(self.out, cells[0].scenario, verdicts)
-            except KeyboardInterrupt:
-                return True
-        return False
+        interrupted = False
+        first = 0
+        with (
+            Meter("verifying", len(self.wanted), "cells") as meter,
+            table.Table(self.wanted, jobs, lambda done, _: meter.update(done), options) as found,
+        ):
+            for cells, verdicts in self.scenarios:
+                places = range(first, first + len(cells))
+                first += len(cells)
+                try:
+                    if not interrupted:
+                        for n in places:
+                            verdicts.append(found.settle(n))
+                except KeyboardInterrupt:
+                    interrupted = True
+                finally:
+                    if interrupted:  # what was found before its turn came is not lost either
+                        verdicts[:] = [found.done[n] for n in places if n in found.done]
+                    if self.out is not None and verdicts:
+                        with meter.aside():
+                            self._print(self.out, cells[0].scenario, verdicts)
+        return interrupted
 
     def _print(self, out: Console, scenario: Scenario, verdicts: list[Verdict]) -> None:
         out.print(Text(scenario.name, style="bold"), Text(f"  {scenario.patch}" if scenario.patch else "", style="dim"), sep="")

@@ -81,6 +81,7 @@ class StatefulSearch:
         self.owners: dict[int, int] = {}  # domain or pair of a monitor -> the one accessor seen so far, or _SHARED
         self.rounds: set[int] = set()  # local states at checkpoints to which a thread came back by private steps alone
         self.settled: dict[int, bool] = {}  # local state -> is its head private?  For heads whose toucher is known
+        self.noted: set[int] = set()  # local states whose head has been noted; who is known to touch a domain stays known
         self.blocked = 0
         self.bounded = False
         self.exhausted = False
@@ -259,8 +260,12 @@ class StatefulSearch:
 
     def _touch(self, channel: Channel) -> None:
         """Note who is about to touch what; a second toucher of a believed-private domain means to start again."""
-        if channel.kind == THREAD and channel.thread.history in self.settled:
-            return
+        if channel.kind == THREAD:
+            history = channel.thread.history
+            if history in self.noted or history in self.settled:
+                return
+            if self.symmetry is None:
+                self.noted.add(history)
         for share in self._shares(channel):
             if self.owners.get(share) not in (_SHARED, _accessor(channel)):
                 self._claim(channel, share)
