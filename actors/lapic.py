@@ -7,9 +7,9 @@ enabled, physical destination mode, directed EOI off.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from actors.actor import Actor
+from actors.actor import Actor, Cell
 from actors.guest import (
     APIC_BROADCAST,
     APIC_DEST_ALLBUT,
@@ -25,8 +25,10 @@ from actors.ops import READ_ONCE, WRITE_ONCE, atomic_fetch_add, clear_bit, set_b
 from actors.requests import (
     KVM_MP_STATE_INIT_RECEIVED,
     KVM_MP_STATE_RUNNABLE,
+    KVM_MP_STATE_SIPI_RECEIVED,
     KVM_REQ_EVENT,
     KVM_REQ_NMI,
+    Requested,
     kvm_make_request,
     kvm_vcpu_kick,
 )
@@ -36,6 +38,26 @@ if TYPE_CHECKING:
 
 KVM_APIC_INIT, KVM_APIC_SIPI = 0, 1
 XAPIC_IDS = 255  # 0 to 0xFE
+
+
+class Receiver(Protocol):
+    """What a sender and a scan of the IRR need of an APIC: Lapic has it, and actors.apic_regs.LocalApic."""
+
+    vm: Any
+    name: str
+    vcpu: Any
+    pending_events: Cell
+    sipi_vector: Cell
+    irr_pending: Cell
+    regs: tuple[int, ...]
+    irr: dict[int, Cell]
+    tmr: dict[int, Cell]
+
+
+class NmiReceiver(Requested, Protocol):
+    """What the sender of an NMI needs of a vCPU."""
+
+    nmi_queued: Cell
 
 
 class Lapic(Actor):
@@ -97,7 +119,7 @@ async def apic_accept_irq(me: Actor, apic: Lapic, mode: int, vector: int, level:
     return accepted
 
 
-async def apic_dm_fixed(me: Actor, apic: Lapic, vector: int, trig_mode: bool) -> int:
+async def apic_dm_fixed(me: Actor, apic: Receiver, vector: int, trig_mode: bool) -> int:
     """case APIC_DM_FIXED: TMR before IRR, so that whoever sees the interrupt knows its trigger mode.  [a5d36f82c4f3]"""
     if vector >> 5 not in apic.irr:
         raise ValueError(
@@ -115,14 +137,14 @@ async def apic_dm_fixed(me: Actor, apic: Lapic, vector: int, trig_mode: bool) ->
     return 1
 
 
-async def apic_test_and_set_irr(apic: Lapic, vector: int) -> int:
+async def apic_test_and_set_irr(apic: Receiver, vector: int) -> int:
     """IRR bit first, hint second: the clearer goes the other way round.  [lapic.c apic_set_irr since f210f7572bed]"""
     old = await test_and_set_bit(vector & 31, apic.irr[vector >> 5])
     await WRITE_ONCE(apic.irr_pending, True)
     return old
 
 
-async def kvm_inject_nmi(me: Actor, vcpu: Vcpu) -> int:
+async def kvm_inject_nmi(me: Actor, vcpu: NmiReceiver) -> int:
     """case APIC_DM_NMI.  [x86.c kvm_inject_nmi]"""
     await atomic_fetch_add(1, vcpu.nmi_queued)
     await kvm_make_request(KVM_REQ_NMI, vcpu)
@@ -130,7 +152,7 @@ async def kvm_inject_nmi(me: Actor, vcpu: Vcpu) -> int:
     return 1
 
 
-async def apic_dm_init(me: Actor, apic: Lapic) -> int:
+async def apic_dm_init(me: Actor, apic: Receiver) -> int:
     """case APIC_DM_INIT since 66450a21f996: latch the event; the plain store wipes an older SIPI on purpose."""
     await WRITE_ONCE(apic.pending_events, 1 << KVM_APIC_INIT)
     await smp_wmb()  # the event before the request: pairs with the barrier in kvm_check_request()
@@ -139,7 +161,7 @@ async def apic_dm_init(me: Actor, apic: Lapic) -> int:
     return 1
 
 
-async def apic_dm_startup(me: Actor, apic: Lapic, vector: int) -> int:
+async def apic_dm_startup(me: Actor, apic: Receiver, vector: int) -> int:
     """case APIC_DM_STARTUP since 66450a21f996."""
     await WRITE_ONCE(apic.sipi_vector, vector)
     await smp_wmb()  # the vector before the bit: pairs with smp_rmb() in kvm_apic_accept_events()
@@ -147,6 +169,34 @@ async def apic_dm_startup(me: Actor, apic: Lapic, vector: int) -> int:
     await kvm_make_request(KVM_REQ_EVENT, apic.vcpu)
     await kvm_vcpu_kick(me, apic.vcpu)
     return 1
+
+
+# ---- sender side of 3.8: mp_state is the sender's to write, and the hint comes first -----------------------------------------
+
+
+async def dm_init_before(me: Actor, apic: Receiver) -> int:
+    """case APIC_DM_INIT: races with the target's own stores.  [lapic.c __apic_accept_irq, 3.8]"""
+    await WRITE_ONCE(apic.vcpu.mp_state, KVM_MP_STATE_INIT_RECEIVED)
+    await kvm_make_request(KVM_REQ_EVENT, apic.vcpu)
+    await kvm_vcpu_kick(me, apic.vcpu)
+    return 1
+
+
+async def dm_startup_before(me: Actor, apic: Receiver, vector: int) -> int:
+    """case APIC_DM_STARTUP: dropped unless INIT is seen.  [lapic.c __apic_accept_irq, 3.8]"""
+    if await READ_ONCE(apic.vcpu.mp_state) != KVM_MP_STATE_INIT_RECEIVED:
+        return 0
+    await WRITE_ONCE(apic.sipi_vector, vector)
+    await WRITE_ONCE(apic.vcpu.mp_state, KVM_MP_STATE_SIPI_RECEIVED)
+    await kvm_make_request(KVM_REQ_EVENT, apic.vcpu)
+    await kvm_vcpu_kick(me, apic.vcpu)
+    return 1
+
+
+async def m24_hint_first(apic: Receiver, vector: int) -> int:
+    """The hint before the bit: I-M24.  [lapic.c apic_test_and_set_irr, 3.8 to 3.18]"""
+    await WRITE_ONCE(apic.irr_pending, True)
+    return await test_and_set_bit(vector & 31, apic.irr[vector >> 5])
 
 
 # ---- target side: runs on the APIC's own vCPU thread, or on an ioctl that holds the vCPU's mutex --------------------------
@@ -197,7 +247,7 @@ async def kvm_lapic_reset(apic: Lapic) -> None:
     await WRITE_ONCE(apic.irr_pending, False)
 
 
-async def apic_search_irr(apic: Lapic) -> int:
+async def apic_search_irr(apic: Receiver) -> int:
     """The highest vector in IRR, or -1.  [lapic.c find_highest_vector]"""
     for reg in apic.regs:
         word: int = await READ_ONCE(apic.irr[reg])
@@ -206,7 +256,7 @@ async def apic_search_irr(apic: Lapic) -> int:
     return -1
 
 
-async def apic_find_highest_irr(apic: Lapic) -> int:
+async def apic_find_highest_irr(apic: Receiver) -> int:
     """As apic_search_irr(), spared when the hint says there is nothing.  [lapic.c]"""
     if not await READ_ONCE(apic.irr_pending):
         return -1
@@ -246,7 +296,7 @@ async def apic_set_eoi(me: Vcpu, apic: Lapic) -> None:
     await kvm_make_request(KVM_REQ_EVENT, me)
 
 
-async def kvm_ioapic_update_eoi(me: Vcpu, vector: int) -> None:
+async def kvm_ioapic_update_eoi(me: Actor, vector: int) -> None:
     """EOI broadcast: the IOAPIC entries of that vector may fire again.  [ioapic.c]"""
     for device in me.vm.devices:
         if device.vector == vector and device.level:

@@ -174,6 +174,29 @@ def selfcheck(jobs: int | None, as_json: bool) -> int:
 
 
 @cli.command()
+@click.argument("files", nargs=-1, type=click.Path(path_type=Path, dir_okay=False), metavar="[FILE]...")
+@click.option(
+    "--feature", "features", multiple=True, metavar="F", help="Only sequences with this feature or mode; may be repeated."
+)
+@click.option("--sequence", "numbers", multiple=True, type=int, metavar="N", help="Only this sequence; may be repeated.")
+@click.option("--first", type=click.IntRange(1), metavar="N", help="Only the first N of them.")
+@click.option("--kernel", default="6.18", show_default=True, metavar="V", help="The era of the simulated machine.")
+@_json
+def conform(
+    files: tuple[Path, ...], features: tuple[str, ...], numbers: tuple[int, ...], first: int | None, kernel: str, as_json: bool
+) -> int:
+    """Replay what local APICs of a real KVM did on the simulated machine, and compare all state after every operation.
+
+    FILE: recorded sequences, JSON lines, plain or gzip; by default 1,000 of a Linux 6.18 that come with racevisor.  Exit status 1
+    if any differs; the first difference of a sequence is shown with the operation, the field, and both values.
+    """
+    from racevisor.commands.conform import Wanted
+    from racevisor.commands.conform import conform as compare_sequences
+
+    return compare_sequences(Wanted(files, features, numbers, first), kernel, as_json)
+
+
+@cli.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--scenario", metavar="NAME", help="The scenario, if it is no longer where it was recorded.")
 @click.option(

@@ -25,8 +25,19 @@ from actors import ops
 from actors.actor import Actor, Cell
 from actors.devices import Device
 from actors.guest import APIC_DM_INIT, APIC_DM_STARTUP, busy, idle
-from actors.lapic import KVM_APIC_INIT, KVM_APIC_SIPI, Lapic, accept_init, accept_sipi, kvm_apic_has_interrupt, kvm_lapic_reset
-from actors.ops import IN_GUEST, READ_ONCE, WRITE_ONCE, set_bit, smp_rmb, smp_wmb, test_and_clear_bit, test_and_set_bit, xchg
+from actors.lapic import (
+    KVM_APIC_INIT,
+    KVM_APIC_SIPI,
+    Lapic,
+    accept_init,
+    accept_sipi,
+    dm_init_before,
+    dm_startup_before,
+    kvm_apic_has_interrupt,
+    kvm_lapic_reset,
+    m24_hint_first,
+)
+from actors.ops import IN_GUEST, READ_ONCE, WRITE_ONCE, set_bit, smp_rmb, smp_wmb, test_and_clear_bit, xchg
 from actors.requests import (
     KVM_MP_STATE_HALTED,
     KVM_MP_STATE_INIT_RECEIVED,
@@ -46,24 +57,7 @@ from racevisor import Always, Claim, Monitor, Scenario, Setup, Sometimes, Step, 
 
 # One blank line between functions from here to `fmt: on`, so that a version is seen on one screen.
 # fmt: off
-# ---- before (3.8)                                          | seed (66450a21f996) is the machine's own apic_dm_init/_startup
-async def dm_init_before(me: Actor, apic: Lapic) -> int:
-    """case APIC_DM_INIT: races with the target's own stores.  [lapic.c __apic_accept_irq, 3.8]"""
-    await WRITE_ONCE(apic.vcpu.mp_state, KVM_MP_STATE_INIT_RECEIVED)
-    await kvm_make_request(KVM_REQ_EVENT, apic.vcpu)
-    await kvm_vcpu_kick(me, apic.vcpu)
-    return 1
-
-async def dm_startup_before(me: Actor, apic: Lapic, vector: int) -> int:
-    """case APIC_DM_STARTUP: dropped unless INIT is seen.  [lapic.c __apic_accept_irq, 3.8]"""
-    if await READ_ONCE(apic.vcpu.mp_state) != KVM_MP_STATE_INIT_RECEIVED:
-        return 0
-    await WRITE_ONCE(apic.sipi_vector, vector)
-    await WRITE_ONCE(apic.vcpu.mp_state, KVM_MP_STATE_SIPI_RECEIVED)
-    await kvm_make_request(KVM_REQ_EVENT, apic.vcpu)
-    await kvm_vcpu_kick(me, apic.vcpu)
-    return 1
-
+# ---- before (3.8), senders: actors.lapic                   | seed (66450a21f996) is the machine's own apic_dm_init/_startup
 async def run_prologue_before(vcpu: Vcpu) -> None:
     """KVM_RUN begins: only a SIPI resets.  [x86.c __vcpu_run, 3.8]"""
     if await READ_ONCE(vcpu.mp_state) == KVM_MP_STATE_SIPI_RECEIVED:
@@ -218,11 +212,6 @@ async def m23_tmr_after_irr(me: Actor, apic: Lapic, vector: int, trig_mode: bool
     await kvm_make_request(KVM_REQ_EVENT, apic.vcpu)
     await kvm_vcpu_kick(me, apic.vcpu)
     return 1
-
-async def m24_hint_first(apic: Lapic, vector: int) -> int:
-    """The hint before the bit.  [lapic.c apic_test_and_set_irr, 3.8 to 3.18]"""
-    await WRITE_ONCE(apic.irr_pending, True)
-    return await test_and_set_bit(vector & 31, apic.irr[vector >> 5])
 
 # ---- who runs
 OLD, FIRST, SECOND = 7, 8, 9  # SIPI vectors: a stale one, the first round's, the last round's

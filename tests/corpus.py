@@ -10,6 +10,7 @@ from racevisor.shrink import Shrunk, first_broken, shrink
 
 #: one variant of each kind of bug: lost stores and wake-ups, torn and stale reads, stuck ends, busy loops, weak memory
 SOME = {
+    "apic_races": ("batch", "hint_first"),
     "hypercall_patching": ("before", "H-M10", "no_patch"),
     "init_sipi": ("before", "I-M17", "I-M19"),
     "memslot_deletion": ("before", "M-M20"),

@@ -91,6 +91,7 @@ def test_the_wheel_carries_our_packages_with_their_types_and_nothing_else(instal
     top = {name.split("/")[0] for name in names}
     assert {name for name in top if not name.endswith(".dist-info")} == set(PACKAGES)
     assert [package for package in PACKAGES if f"{package}/py.typed" not in names] == []
+    assert "racevisor/conform/vectors.jsonl.gz" in names
 
 
 def test_every_module_of_the_repository_is_in_the_wheel(installed: Installed) -> None:
