@@ -135,6 +135,23 @@ def test_an_nmi_that_is_injected_again_masks_again(sequences: list[Sequence]) ->
     assert shown == [[0, 1, 0], [1, 0, 1], [1, 0, 0], [1, 0, 1]]
 
 
+def test_a_kicked_vcpu_is_awake_once_its_guest_has_stored_something(sequences: list[Sequence]) -> None:
+    """Fresh random sequences found it: a kick that was used up by running must not wake a second time."""
+    state = {**sequences[0]["init"][0], "base": 0xFEE00900}
+    machine = Machine([state], n=1, ids=[0], api=0)
+    for op in (["wr", 0, 0x300, 17189], ["setmp", 0, 3], ["look", 0], ["wr", 0, 0x300, 786511], ["nmi", 0]):
+        machine.do(op)
+    assert machine.do(["ack", 0]) == "nmi"
+
+
+def test_an_interrupt_that_waited_for_the_apic_is_looked_for_when_it_is_switched_on(sequences: list[Sequence]) -> None:
+    """Fresh random sequences found this as well; the step while the APIC is off has used up the request."""
+    machine = Machine([{**sequences[0]["init"][0], "svr": 0x1FF, "if": 1}], n=1, ids=[0], api=0)
+    for op in (["msi", 0xFEE00000, 0x4041], ["base", 0, 0xFEE00100], ["step", 0], ["base", 0, 0xFEE00900], ["step", 0]):
+        machine.do(op)
+    assert machine.visible()[0]["inj"] == 0x41
+
+
 # ---- damaged files ------------------------------------------------------------------------------------------------------------
 
 

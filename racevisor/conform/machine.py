@@ -10,6 +10,7 @@ from actors.apic_events import (
     kvm_arch_vcpu_ioctl_get_mpstate,
     kvm_arch_vcpu_ioctl_set_mpstate,
     run_once,
+    vcpu_unblocked,
 )
 from actors.apic_irq import apic_update_ppr
 from actors.apic_kernels import FUNCTIONS, KERNELS
@@ -105,8 +106,11 @@ class Machine:
         if base & X2APIC_ENABLE:
             accepted: bool = self._run(kvm_x2apic_msr_write(vcpu, vcpu.apic, offset, value))
             return accepted
+        # The store is an instruction of the guest: the vCPU has to run for it.
+        if vcpu.mp_state.value != KVM_MP_STATE_RUNNABLE and self._run(self.vm.calls.kvm_arch_vcpu_runnable(vcpu)):
+            self._run(vcpu_unblocked(vcpu, vcpu))
         if vcpu.mp_state.value == KVM_MP_STATE_RUNNABLE and self._run(kvm_check_request(KVM_REQ_NMI, vcpu)):
-            self._run(self.vm.calls.process_nmi(vcpu))  # the store is an instruction of the guest
+            self._run(self.vm.calls.process_nmi(vcpu))
         self._run(apic_mmio_write(vcpu, vcpu.apic, offset, value & 0xFFFFFFFF))
         return True
 
@@ -148,7 +152,11 @@ class Machine:
         self._event(v)
 
     def _do_base(self, v: int, value: int) -> bool:
-        accepted: bool = self._run(kvm_apic_set_base(self.kvm, self.vcpus[v], value, host_initiated=True))
+        vcpu = self.vcpus[v]
+        was_on = vcpu.apic_base.value & MSR_IA32_APICBASE_ENABLE
+        accepted: bool = self._run(kvm_apic_set_base(self.kvm, vcpu, value, host_initiated=True))
+        if accepted and value & MSR_IA32_APICBASE_ENABLE and not was_on:
+            self._event(v)  # seen on a real 6.18: what waits in the IRR is looked for again; by which of its ways is not known
         return accepted
 
     def _event(self, v: int) -> None:
