@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from benchmarks import searches, steps
+from benchmarks import report, searches, steps
 from benchmarks.measure import say
 
 #: the parts of `live`
@@ -32,6 +32,7 @@ SECTIONS: dict[str, Callable[[], None]] = {
     "states": searches.states,
     "apart": searches.apart,
     "shell": searches.shell,
+    "report": report.main,
     "live": live(*LIVE),
     **{f"live-{name}": live(name) for name in LIVE},
 }

@@ -297,6 +297,45 @@ def step(file: Path, scenario: str | None) -> int:
 
 
 @cli.command()
+@click.argument("source", type=click.Path(path_type=Path), metavar="TRACE|DIR")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Where it goes; its ending says what it is.  [default: TRACE.html, or DIR/report.html]",
+)
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["html", "perfetto", "shiviz", "mermaid"]),
+    help="html: a page.  perfetto: tracks and flows for ui.perfetto.dev.  shiviz: a log with vector clocks.  mermaid: a diagram "
+    "for a README.  [default: by FILE's ending: .html .json .shiviz .mmd]",
+)
+@click.option("--scenario", metavar="NAME", help="The scenario, if it is no longer where it was recorded.")
+@click.option(
+    "--search",
+    type=click.FloatRange(0),
+    default=5.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long this version, and the fix, are searched for the table of verdicts; 0: not at all.",
+)
+@_no_shrink
+@_shrink_budget
+@_json
+def report(no_shrink: bool, shrink_budget: float, **options: Any) -> int:
+    """A trace, or the rounds in a directory of run or stress, as one page that opens offline; or for another viewer.
+
+    The page has a lane for each actor, messages as arrows, cells with their values, the racing pair, and the nearest good run.
+    """
+    from racevisor.commands.report import report_trace
+    from racevisor.reason import Wish
+
+    return report_trace(wish=Wish(not no_shrink, shrink_budget), **options)
+
+
+@cli.command()
 @click.argument("name")
 @click.argument("one", metavar="V1")
 @click.argument("other", metavar="V2")

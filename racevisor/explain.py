@@ -12,7 +12,7 @@ from actors.ops import Code, Op, masked
 from racevisor.explore import Witness
 from racevisor.linear import bits
 from racevisor.monitor import Violation
-from racevisor.picture import sentences
+from racevisor.picture import Picture, sentences
 from racevisor.reenact import reenact
 from racevisor.reversals import Pair, Pick, Races, Reversal, reversals
 from racevisor.scenario import Always, Case
@@ -284,6 +284,22 @@ def explain(case: Case, witness: Witness, *, seconds: float = SECONDS) -> Explan
     return Explanation(case, broken, bad, races, pairs, waits, good)
 
 
+def good_picture(explanation: Explanation) -> tuple[Picture, int] | None:
+    """The nearest good execution with the pair marked, and how many steps of its end are left out; None if there is none."""
+    good = explanation.good
+    if good is None:
+        return None
+    pair = explanation.pairs[0].pair
+    marked = {n for n in (pair.good_first, pair.good_second) if n is not None}
+    run = good.execution
+    if explanation.broken.step is not None:  # the bad one ends where it breaks: what comes much later here tells nothing more
+        end = max(*marked, explanation.broken.step) + 1
+        run = Execution(0, run.steps[:end], run.status, [], run.outcome)
+    picture = Picture(explanation.case, good.world, run)
+    picture.marked = marked
+    return picture, len(good.steps) - len(run.steps)
+
+
 def _waits(bad: Enacted, good: Enacted | None) -> list[Wait]:
     """Who is left in an await that the good execution gets out of, or that it does not come to."""
     found = []
@@ -303,11 +319,12 @@ def _waits(bad: Enacted, good: Enacted | None) -> list[Wait]:
             let = [s.n for s in good.steps[: passed[nth]] if s.cell is cell and s.writes and s.thread != name]
             wakes = good.tell(let[-1]) if let else None
         since = bad.tell(writers[-1]) if writers else None
-        found.append(Wait(name, _wanted(op, op.cell), value_name(op.cell, op.cell.value), since, wakes))
+        found.append(Wait(name, wanted(op, op.cell), value_name(op.cell, op.cell.value), since, wakes))
     return found
 
 
-def _wanted(op: Op, cell: Cell) -> str:
+def wanted(op: Op, cell: Cell) -> str:
+    """What an await waits for, in words."""
     if op.fn == "await_masked":
         return f"{cell_name(cell)} {masked(op)}"
     sign = "&" if op.fn == "await_bits" else "=="

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from racevisor.guard import unguarded
 from racevisor.livelock import alone, found_in
 from racevisor.monitor import Violation
 from racevisor.scenario import Case
 from racevisor.strategies.replay import Replay
-from racevisor.world import Execution, World
+from racevisor.world import Channel, Execution, World
 
 
-def reenact(case: Case, picks: list[tuple[str, str]], *, past_violations: bool = False) -> tuple[World, Execution]:
+def reenact(
+    case: Case,
+    picks: list[tuple[str, str]],
+    *,
+    past_violations: bool = False,
+    watch: Callable[[World, Channel], None] | None = None,
+) -> tuple[World, Execution]:
     """Run a schedule again, with function names; raises NotDeterministic where it differs.
 
     A search stops at the first broken check; a live machine runs on (`past_violations`), and is judged at its end as well.
+    `watch` is called before each step with the channel whose head will move: its thread still stands where it awaits.
     """
     world = case.world(max_steps=max(len(picks) + 1, case.max_steps), functions=True)
     world.judge = unguarded
@@ -25,6 +34,8 @@ def reenact(case: Case, picks: list[tuple[str, str]], *, past_violations: bool =
             channel = strategy.pick(world.movable)
             if channel is None:
                 break
+            if watch is not None:
+                watch(world, channel)
             world.step(channel)
         status = "violated" if world.violations else "pruned" if world.movable else "terminal"
         outcome = None

@@ -100,3 +100,12 @@ def test_every_module_of_the_repository_is_in_the_wheel(installed: Installed) ->
         shipped = set(archive.namelist())
     ours = {file.relative_to(ROOT).as_posix() for package in PACKAGES for file in (ROOT / package).rglob("*.py")}
     assert ours - shipped == set()
+
+
+def test_what_the_page_of_a_report_is_made_of_is_in_the_wheel(installed: Installed) -> None:
+    """Style and script are no modules: a packager has to be told of them."""
+    with zipfile.ZipFile(installed.wheel) as archive:
+        shipped = set(archive.namelist())
+    ours = {file.relative_to(ROOT).as_posix() for file in (ROOT / "racevisor" / "report" / "static").iterdir()}
+    assert ours
+    assert ours - shipped == set()

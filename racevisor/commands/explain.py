@@ -18,10 +18,9 @@ from racevisor.commands.output import (
     quiet_if,
     reenact,
 )
-from racevisor.explain import Explanation
+from racevisor.explain import Explanation, good_picture
 from racevisor.picture import Picture, plain, sentences
 from racevisor.reason import Reason, Wish
-from racevisor.world import Execution
 
 
 def explain_trace(file: Path, scenario: str | None, full: bool, as_json: bool, wish: Wish) -> int:
@@ -64,19 +63,11 @@ def explain_trace(file: Path, scenario: str | None, full: bool, as_json: bool, w
 
 def _good(explanation: Explanation, out: Console, full: bool) -> str:
     """The picture of the nearest good execution; the pair is marked."""
-    good = explanation.good
-    if good is None:
+    drawn = good_picture(explanation)
+    if drawn is None:
         return ""
-    pair = explanation.pairs[0].pair
-    marked = {n for n in (pair.good_first, pair.good_second) if n is not None}
-    run = good.execution
-    if explanation.broken.step is not None:  # the bad one ends where it breaks: what comes much later here tells nothing more
-        end = max(*marked, explanation.broken.step) + 1
-        run = Execution(0, run.steps[:end], run.status, [], run.outcome)
-    picture = Picture(explanation.case, good.world, run)
-    picture.marked = marked
+    picture, left = drawn
     lines = plain(picture.draw(out.width // 2 - 2 if out.width >= 160 else out.width, full=full, glyphs=glyphs(out)))
-    left = len(good.steps) - len(run.steps)
     return f"{lines}\n  ... and {left:,} more steps, in which nothing goes wrong" if left else lines
 
 
