@@ -26,6 +26,13 @@ def live(*names: str) -> Callable[[], None]:
     return work
 
 
+def analysis() -> None:
+    """Minutes of making logs: only when it is asked for."""
+    from benchmarks import analysis as section
+
+    section.main()
+
+
 SECTIONS: dict[str, Callable[[], None]] = {
     "steps": steps.main,
     "dpor": searches.dpor,
@@ -33,6 +40,7 @@ SECTIONS: dict[str, Callable[[], None]] = {
     "apart": searches.apart,
     "shell": searches.shell,
     "report": report.main,
+    "analysis": analysis,
     "live": live(*LIVE),
     **{f"live-{name}": live(name) for name in LIVE},
 }

@@ -19,7 +19,7 @@ from actors.actor import Cell
 from actors.ops import AWAIT, AWAITED, RMW, Code, Op, Order
 from cluster.messages import ACCESS, ANSWER, FLUSH, FLUSHED, IPI, FrameError, Message, name_of
 from cluster.runner import Runner
-from cluster.words import words
+from cluster.words import fields
 from racevisor import step
 from racevisor.automata import resume
 from racevisor.events import EventLog
@@ -246,7 +246,7 @@ class Engine:
     def _show(self, record: Record) -> None:
         """Keep a step, and log it for whoever reads along."""
         self.log.append(record)
-        self._tell(record[2], "step", words(self.vm, self.memory, record))
+        self._tell(record[2], "step", fields(self.vm, self.memory, record))
 
     def _tell(self, thread: int, event: str, fields: dict[str, Any]) -> None:
         assert self.events is not None

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from ray.exceptions import RayError
 
@@ -23,6 +23,7 @@ from cluster.nodes import machines
 from cluster.parity import Parity, Report, merge, schedule_of
 from cluster.placement import AUTO, Plan, make_plan
 from cluster.session import Session
+from racevisor import __version__
 from racevisor.errors import ClusterError, NotDeterministic, UsageError
 from racevisor.events import EventLog
 from racevisor.monitor import Violation
@@ -222,12 +223,50 @@ class LiveRun:
         deaths = 0
         while True:
             try:
-                return self.hosts.prepare(self.case, self.options, log_dir)
+                self.hosts.prepare(self.case, self.options, log_dir)
+                return self._say_what_is_played()
             except HostLost as death:  # no round is lost yet
                 deaths += 1
                 if death.late or deaths > DEATHS:
                     raise
                 self.hosts.again(death.host)
+
+    def _say_what_is_played(self) -> None:
+        """The first line of a run's log: all that one would ask of its rounds later."""
+        hosts, options = self.hosts, self.options
+        if self.events is None or hosts is None:
+            return
+        self.events.info(
+            "run",
+            run=self.run,
+            round=options.first,
+            actor="",
+            step=0,
+            clock=0,
+            **self._case_fields(),
+            claimed=self.case.claimed,
+            digest=self.case.source.digest,
+            seed=options.seed,
+            noise=options.noise or 0.0,
+            transport=hosts.transport,
+            vms=options.vms,
+            hosts=hosts.names,
+            machines=[machine.ip for machine in hosts.plan.machines],
+            racevisor=__version__,
+        )
+        self.events.flush()
+
+    def _case_fields(self) -> dict[str, Any]:
+        """What is played, and where: part of each round, for the line of the run may be dropped from a bounded log."""
+        case = self.case
+        return {
+            "scenario": case.scenario.name,
+            "variant": case.variant_name,
+            "setup": case.setup,
+            "memory": case.memory,
+            "vcpus": case.vcpus,
+            "placement": self.hosts.plan.kind if self.hosts is not None else "",
+        }
 
     # ---- rounds -------------------------------------------------------------------------------------------------------------
 
@@ -390,10 +429,7 @@ class LiveRun:
                 actor="",
                 step=len(records),
                 clock=records[-1][0] if records else 0,
-                scenario=self.case.scenario.name,
-                variant=self.case.variant_name,
-                setup=self.case.setup,
-                memory=self.case.memory,
+                **self._case_fields(),
                 outcome=played.outcome,
                 status=played.status,
                 waiting=[*played.waiting],

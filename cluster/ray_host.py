@@ -13,6 +13,7 @@ import ray
 from cluster.engine import Engine
 from cluster.host import Host
 from cluster.link import Link
+from cluster.logged import LoggedEngine
 from cluster.transport import LOOPBACK, RayWire, Secret, SocketWire, Wire
 from racevisor.errors import ClusterError, RacevisorError
 from racevisor.events import EventLog
@@ -85,8 +86,9 @@ class Seat:
                 self.events = EventLog(Path(spec.log_dir), spec.name, debug=True, run=spec.run)
             if spec.secret is not None:
                 self.wire = SocketWire(spec.secret, spec.ip)
+            make = Engine if self.events is None else LoggedEngine
             self.engines = [
-                Engine(
+                make(
                     case,
                     spec.place,
                     spec.number,

@@ -24,26 +24,12 @@ import click
 
 from racevisor import __version__
 from racevisor.choose import help_text
-from racevisor.errors import RacevisorError, Unfinished, UsageError
+from racevisor.cli_analyze import analyze
+from racevisor.cli_conform import conform
+from racevisor.cli_options import as_json, in_full, into_trace_dir, not_shrunk, of_vcpus, shrink_budget
+from racevisor.cli_why import compare, explain, report, step
+from racevisor.errors import RacevisorError, Unfinished
 from racevisor.start import INTERRUPTED
-
-_json = click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output, and nothing else there.")
-_vcpus = click.option("--vcpus", type=click.IntRange(1), metavar="N", help="How many vCPUs.  [default: the scenario's]")
-_full = click.option("--full", is_flag=True, help="Show every step of the interleaving; fold nothing.")
-_trace_dir = click.option(
-    "--trace-dir", type=click.Path(path_type=Path, file_okay=False), help="Where traces are saved.  [default: runs/NAME]"
-)
-
-
-_no_shrink = click.option("--no-shrink", is_flag=True, help="Draw the interleaving as it was found, and do not explain it.")
-_shrink_budget = click.option(
-    "--shrink-budget",
-    type=click.FloatRange(0),
-    default=10.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long shrinking may take, and explaining as long again; then the best so far is drawn.",
-)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -58,7 +44,7 @@ def cli() -> None:
 
 
 @cli.command("list")
-@_json
+@as_json
 def list_(as_json: bool) -> None:
     """The built-in scenarios, one line each."""
     from racevisor.commands.catalogue import list_scenarios
@@ -70,7 +56,7 @@ def list_(as_json: bool) -> None:
 @click.argument("name")
 @click.option("--variant", "variants", multiple=True, metavar="V", help="Only this variant; may be repeated.")
 @click.option("--source", is_flag=True, help="Print the functions that the variants replace next to the machine's own.")
-@_json
+@as_json
 def show(name: str, variants: tuple[str, ...], source: bool, as_json: bool) -> None:
     """What a scenario is about: story, patch, variants, set-ups, claims."""
     from racevisor.commands.catalogue import show_scenario
@@ -106,8 +92,8 @@ def show(name: str, variants: tuple[str, ...], source: bool, as_json: bool) -> N
 @click.option("--symmetry", is_flag=True, help="states, auto: treat interchangeable vCPUs as one another.")
 @click.option("--jobs", type=click.IntRange(1), help="Processes.  [default: one per CPU]")
 @click.option("--max-steps", type=click.IntRange(1), help="Step bound of one execution.  [default: the scenario's]")
-@_vcpus
-@_trace_dir
+@of_vcpus
+@into_trace_dir
 @click.option("--to-the-end", is_flag=True, help="Go on after a bad and a good execution have settled on Sometimes.")
 @click.option(
     "--decompose/--no-decompose",
@@ -115,10 +101,10 @@ def show(name: str, variants: tuple[str, ...], source: bool, as_json: bool) -> N
     help="Search part by part what talks through a hub only.  [default: with more than 2 vCPUs]",
 )
 @click.option("--picture", is_flag=True, help="Draw an interleaving even if several cells are explored.")
-@_no_shrink
-@_shrink_budget
-@_full
-@_json
+@not_shrunk
+@shrink_budget
+@in_full
+@as_json
 def explore(**options: Any) -> int:
     from racevisor.commands.explore import explore_scenario
 
@@ -147,7 +133,7 @@ Strategies:
 @click.option("--jobs", type=click.IntRange(1), hidden=True)  # what --workers was called
 @click.option("--full", is_flag=True, help="A row for every cell; fold nothing.")
 @click.option("--markdown", is_flag=True, help="Print the claims as a page, docs/verdicts.md, and search nothing.")
-@_json
+@as_json
 def verify(names: tuple[str, ...], markdown: bool, workers: int | None, jobs: int | None, **options: Any) -> int:
     """Hold every claim of the scenarios named, or of all that are built in, against a search.  Minutes.
 
@@ -162,7 +148,7 @@ def verify(names: tuple[str, ...], markdown: bool, workers: int | None, jobs: in
 
 @cli.command()
 @click.option("--jobs", type=click.IntRange(1), help="Processes.  [default: one per CPU]")
-@_json
+@as_json
 def selfcheck(jobs: int | None, as_json: bool) -> int:
     """Check the searches of this installation against known numbers: classes, outcomes, rates.  Under a minute.
 
@@ -171,59 +157,6 @@ def selfcheck(jobs: int | None, as_json: bool) -> int:
     from racevisor.commands.selfcheck import check
 
     return check(jobs, as_json)
-
-
-@cli.command()
-@click.argument("files", nargs=-1, type=click.Path(path_type=Path, dir_okay=False), metavar="[FILE]...")
-@click.option(
-    "--feature", "features", multiple=True, metavar="F", help="Only sequences with this feature or mode; may be repeated."
-)
-@click.option("--sequence", "numbers", multiple=True, type=int, metavar="N", help="Only this sequence; may be repeated.")
-@click.option("--first", type=click.IntRange(1), metavar="N", help="Only the first N of them.")
-@click.option("--kernel", default="6.18", show_default=True, metavar="V", help="The era of the simulated machine.")
-@click.option("--live", type=click.IntRange(1), metavar="N", help="N fresh random sequences, on this machine's KVM as well.")
-@click.option("--record", type=click.Path(path_type=Path, dir_okay=False), metavar="TO", help="Record this machine's KVM.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of random sequences.")
-@click.option("--swarm", is_flag=True, help="Random sequences of odd mixes and values, up to 8 vCPUs.")
-@click.option("--budget", metavar="TIME", help="--live: at most this long.")
-@click.option("--save", type=click.Path(path_type=Path, dir_okay=False), metavar="TO", help="--live: where findings go, shrunk.")
-@_json
-def conform(
-    files: tuple[Path, ...],
-    features: tuple[str, ...],
-    numbers: tuple[int, ...],
-    first: int | None,
-    kernel: str,
-    live: int | None,
-    record: Path | None,
-    seed: int,
-    swarm: bool,
-    budget: str | None,
-    save: Path | None,
-    as_json: bool,
-) -> int:
-    """Replay what local APICs of a real KVM did on the simulated machine, and compare all state after every operation.
-
-    FILE: recorded sequences, JSON lines, plain or gzip; by default 1,000 of a Linux 6.18 that come with racevisor.  Exit status 1
-    if any differs; the first difference of a sequence is shown with the operation, the field, and both values.
-
-    With /dev/kvm: `--live N` compares the simulated machine with the real one on fresh sequences; `--record TO` records N
-    sequences (--live N, else 1,000), or the operations of the files again, to check the kernel of another machine.
-    """
-    if record is not None:
-        from racevisor.commands.conform_live import conform_record
-
-        return conform_record(record, live or 1_000, seed, again=files, swarm=swarm)
-    if live is not None:
-        from racevisor.budget import parse
-        from racevisor.commands.conform_live import conform_live
-
-        seconds = None if budget is None else parse(budget)
-        return conform_live(live, seed, kernel, budget=seconds, swarm=swarm, save=save, as_json=as_json)
-    from racevisor.commands.conform import Wanted
-    from racevisor.commands.conform import conform as compare_sequences
-
-    return compare_sequences(Wanted(files, features, numbers, first), kernel, as_json)
 
 
 @cli.command()
@@ -238,10 +171,10 @@ def conform(
 )
 @click.option("--address", metavar="ADDR", help="With --on ray: the cluster, as for racevisor run.")
 @click.option("--placement", default="auto", show_default=True, metavar="P", help="With --on ray: as for racevisor run.")
-@_no_shrink
-@_shrink_budget
-@_full
-@_json
+@not_shrunk
+@shrink_budget
+@in_full
+@as_json
 def replay(
     file: Path,
     scenario: str | None,
@@ -268,99 +201,6 @@ def replay(
                 return play(run, picks), str(run.plan)
 
     return replay_trace(file, scenario, full, as_json, gated, Wish(not no_shrink, shrink_budget))
-
-
-@cli.command()
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--scenario", metavar="NAME", help="The scenario, if it is no longer where it was recorded.")
-@_shrink_budget
-@_full
-@_json
-def explain(file: Path, scenario: str | None, shrink_budget: float, full: bool, as_json: bool) -> int:
-    """Why the run of a trace went wrong: the steps whose order decides, and the nearest run that ends well."""
-    from racevisor.commands.explain import explain_trace
-    from racevisor.reason import Wish
-
-    return explain_trace(file, scenario, full, as_json, Wish(True, shrink_budget))
-
-
-@cli.command()
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--scenario", metavar="NAME", help="The scenario, if it is no longer where it was recorded.")
-def step(file: Path, scenario: str | None) -> int:
-    """Walk a trace in the terminal: on, back, to the fatal step, or another way."""
-    if not sys.stdout.isatty() or not sys.stdin.isatty():
-        raise UsageError(f"step needs a terminal\n  draw the trace instead:  racevisor replay {file}")
-    from racevisor.commands.step import step_trace
-
-    return step_trace(file, scenario)
-
-
-@cli.command()
-@click.argument("source", type=click.Path(path_type=Path), metavar="TRACE|DIR")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Where it goes; its ending says what it is.  [default: TRACE.html, or DIR/report.html]",
-)
-@click.option(
-    "--format",
-    "format_",
-    type=click.Choice(["html", "perfetto", "shiviz", "mermaid"]),
-    help="html: a page.  perfetto: tracks and flows for ui.perfetto.dev.  shiviz: a log with vector clocks.  mermaid: a diagram "
-    "for a README.  [default: by FILE's ending: .html .json .shiviz .mmd]",
-)
-@click.option("--scenario", metavar="NAME", help="The scenario, if it is no longer where it was recorded.")
-@click.option(
-    "--search",
-    type=click.FloatRange(0),
-    default=5.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long this version, and the fix, are searched for the table of verdicts; 0: not at all.",
-)
-@_no_shrink
-@_shrink_budget
-@_json
-def report(no_shrink: bool, shrink_budget: float, **options: Any) -> int:
-    """A trace, or the rounds in a directory of run or stress, as one page that opens offline; or for another viewer.
-
-    The page has a lane for each actor, messages as arrows, cells with their values, the racing pair, and the nearest good run.
-    """
-    from racevisor.commands.report import report_trace
-    from racevisor.reason import Wish
-
-    return report_trace(wish=Wish(not no_shrink, shrink_budget), **options)
-
-
-@cli.command()
-@click.argument("name")
-@click.argument("one", metavar="V1")
-@click.argument("other", metavar="V2")
-@click.option("--setup", metavar="S", help="Who runs.  [default: the first set-up in which V1 is claimed to go wrong]")
-@click.option("--memory", default="tso", show_default=True, metavar="M", help="Memory model: sc, tso (x86) or pso.")
-@click.option("--budget", default="1m", show_default=True, metavar="TIME", help="For each version: to find, and again to count.")
-@_vcpus
-@_shrink_budget
-@_json
-def compare(
-    name: str,
-    one: str,
-    other: str,
-    setup: str | None,
-    memory: str,
-    budget: str,
-    vcpus: int | None,
-    shrink_budget: float,
-    as_json: bool,
-) -> int:
-    """Two versions side by side, as plain text for a mail: how many classes of executions are bad, and why."""
-    from racevisor.commands.compare import compare_variants
-    from racevisor.reason import Wish
-
-    return compare_variants(name, one, other, setup, memory, vcpus, budget, as_json, Wish(True, shrink_budget))
 
 
 def _live(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -414,7 +254,7 @@ def _live(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--variant", metavar="V", help="The version of the code to run.  [default: the scenario's first variant]")
 @click.option("--setup", metavar="S", help="Who runs.  [default: the first set-up in which it is claimed to go wrong]")
 @click.option("--memory", default="tso", show_default=True, metavar="M", help="Memory model: sc, tso (x86) or pso.")
-@_vcpus
+@of_vcpus
 @click.option("--rounds", type=click.IntRange(1), default=200, show_default=True, help="How often to play it.")
 @_live
 @click.option(
@@ -423,11 +263,11 @@ def _live(command: Callable[..., Any]) -> Callable[..., Any]:
     help="Where structured logs (JSON lines) go.  [default: logs beside the traces]",
 )
 @click.option("--log-steps", is_flag=True, help="Log every step as well, one file per host.")
-@_trace_dir
-@_no_shrink
-@_shrink_budget
-@_full
-@_json
+@into_trace_dir
+@not_shrunk
+@shrink_budget
+@in_full
+@as_json
 def run(**options: Any) -> int:
     """Play rounds live on Ray, on real parallel hardware: each actor a Ray actor, or many actors to each."""
     from cluster.live import LiveOptions, LiveRun
@@ -460,7 +300,7 @@ def run(**options: Any) -> int:
     help="Go on with what was interrupted there, on another cluster with --address; --duration and --rounds count from its very "
     "beginning.",
 )
-@_full
+@in_full
 @click.option("--json", "json_", is_flag=True, help="One JSON object on standard output, and nothing else there.")
 def stress(**options: Any) -> int:
     """Play rounds live on Ray until the time is up: many vCPUs, many machines at a time, through faults.
@@ -471,6 +311,10 @@ def stress(**options: Any) -> int:
     from racevisor.commands.stress import stress as run_stress
 
     return run_stress(LiveOptions, LiveRun, **options)
+
+
+for _command in (analyze, compare, conform, explain, report, step):
+    cli.add_command(_command)
 
 
 # ---- how it ends ----------------------------------------------------------------------------------------------------------

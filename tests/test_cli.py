@@ -50,7 +50,9 @@ def racevisor(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: p
 # ---- list, show -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arguments", [["list"], ["list", "--json"], ["--help"], ["run", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments", [["list"], ["list", "--json"], ["--help"], ["run", "--help"], ["analyze", "--help"], ["--version"]]
+)
 def test_list_and_help_import_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     """They answer at once, and on machines where Ray cannot run."""
     heavy = (
@@ -58,6 +60,7 @@ def test_list_and_help_import_nothing_heavy(arguments: list[str], tmp_path: Path
         "cluster",
         "msgpack",
         "structlog",
+        "polars",
         "concurrent.futures.process",
         "rich" if "--json" not in arguments else "ray",
     )

@@ -205,7 +205,7 @@ def test_a_driver_that_is_killed_loses_no_finished_round_and_leaves_no_process(t
             assert process.poll() is None
         process.kill()
     lines = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
-    finished = max(line["count"] for line in lines)
+    finished = max(line["count"] for line in lines if line["event"] == "round")
     again = subprocess.run(
         [sys.executable, "-m", "racevisor.cli", "stress", "--resume", str(directory), "--rounds", str(finished + 5), "--json"],
         capture_output=True,
@@ -215,6 +215,7 @@ def test_a_driver_that_is_killed_loses_no_finished_round_and_leaves_no_process(t
     )
     found = json.loads(again.stdout)
     assert (again.returncode, found["rounds"], found["bad"]) == (0, finished + 5, 0)
-    counts = [json.loads(line)["count"] for line in log.read_text().splitlines() if line.endswith("}")]
+    lines = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
+    counts = [line["count"] for line in lines if line["event"] == "round"]
     assert counts == list(range(1, finished + 6))
     assert -process.returncode == signal.SIGKILL
