@@ -33,6 +33,13 @@ def analysis() -> None:
     section.main()
 
 
+def workers() -> None:
+    """Imported only when it is asked for, because it imports Ray."""
+    from benchmarks import workers as section
+
+    section.main()
+
+
 SECTIONS: dict[str, Callable[[], None]] = {
     "steps": steps.main,
     "dpor": searches.dpor,
@@ -41,18 +48,19 @@ SECTIONS: dict[str, Callable[[], None]] = {
     "shell": searches.shell,
     "report": report.main,
     "analysis": analysis,
+    "workers": workers,
     "live": live(*LIVE),
     **{f"live-{name}": live(name) for name in LIVE},
 }
 
 
 def main() -> None:
-    """All sections, or those named on the command line; `soak` takes minutes, is alone, and has options of its own."""
+    """All sections but `workers`, or those named on the command line; `soak` is alone, and has options.  Both take minutes."""
     if sys.argv[1:2] == ["soak"]:
         from benchmarks import soak  # imports Ray
 
         sys.exit(soak.main(sys.argv[2:]))
-    wanted = sys.argv[1:] or [name for name in SECTIONS if not name.startswith("live-")]
+    wanted = sys.argv[1:] or [name for name in SECTIONS if name != "workers" and not name.startswith("live-")]
     unknown = [name for name in wanted if name not in SECTIONS]
     if unknown:
         sys.exit(f"there is no benchmark {', '.join(unknown)}\n  benchmarks: {', '.join(SECTIONS)}")

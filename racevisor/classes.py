@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Any
 
 from racevisor.dependence import HappensBefore
 from racevisor.step import Step
@@ -108,3 +109,12 @@ class Certificate:
 
     def __str__(self) -> str:
         return f"{self.count}:{self.total:032x}"
+
+    def plain(self) -> list[Any]:
+        """As plain data: msgpack has no number of 128 bits."""
+        return [self.count, self.total.to_bytes(_BYTES, "big")]
+
+    @classmethod
+    def of_plain(cls, plain: list[Any]) -> Certificate:
+        """From plain data."""
+        return cls(plain[0], int.from_bytes(plain[1], "big"))

@@ -65,7 +65,7 @@ def show(name: str, variants: tuple[str, ...], source: bool, as_json: bool) -> N
 
 
 @cli.command()
-@click.argument("name")
+@click.argument("name", required=False)
 @click.option("--variant", "variants", multiple=True, metavar="V", help="Only this variant; may be repeated.")
 @click.option("--setup", "setups", multiple=True, metavar="S", help="Only this set-up; may be repeated.")
 @click.option("--memory", "memories", multiple=True, metavar="M", help="Only this memory model (sc, tso, pso); may be repeated.")
@@ -91,6 +91,20 @@ def show(name: str, variants: tuple[str, ...], source: bool, as_json: bool) -> N
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of pct (also within auto), random and audit.")
 @click.option("--symmetry", is_flag=True, help="states, auto: treat interchangeable vCPUs as one another.")
 @click.option("--jobs", type=click.IntRange(1), help="Processes.  [default: one per CPU]")
+@click.option("--workers", type=click.IntRange(1), metavar="N", help="Share the search out among N workers on Ray.")
+@click.option("--address", metavar="ADDR", help="With workers on this Ray cluster, as for racevisor run.")
+@click.option(
+    "--dir",
+    "directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="With workers: where checkpoints go.  [default: a new directory below runs/NAME]",
+)
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Go on with the search in that directory, with any number of workers; without NAME.",
+)
 @click.option("--max-steps", type=click.IntRange(1), help="Step bound of one execution.  [default: the scenario's]")
 @of_vcpus
 @into_trace_dir
@@ -108,6 +122,10 @@ def show(name: str, variants: tuple[str, ...], source: bool, as_json: bool) -> N
 def explore(**options: Any) -> int:
     from racevisor.commands.explore import explore_scenario
 
+    if any(options[name] is not None for name in ("workers", "address", "directory", "resume")):
+        from cluster.search import Crew
+
+        options["make_crew"] = Crew
     return explore_scenario(**options)
 
 
@@ -115,6 +133,10 @@ explore.help = f"""Search the interleavings, and hold what is found against what
 
 Without --variant, --setup or --memory, all of them are explored: a table of verdicts.  Every bad outcome found is saved as
 a trace.  Only the verdict "exhausted" is a proof; what else was bounded, and what is left, is said below the table.
+
+With --workers the search is shared out on Ray, and kept on the disk: after anything, --resume goes on with it.  What was met is
+certified by a number that is the same for any number of workers.  A search that settles on Sometimes stops early, with no
+certificate, unless it goes --to-the-end.
 
 Strategies:
 

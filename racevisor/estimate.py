@@ -35,6 +35,7 @@ _ALIKE = 2.0
 _BY_LEVEL = 2.0
 _UNMEASURED = 3.0  # by level, if none of the levels where children wait has been measured
 _LOWER_ALIKE = 2.0
+_BY_SHARE, _LOWER_BY_SHARE = 1.7, 3.0  # the weighted backtrack estimator alone, of a search that is shared out
 _LOWER_BY_LEVEL = 3.0
 # How often the interval held the total when 10 % was done, and how wide it was: tests/test_estimate.py, with a table.
 _MOST = 1e30  # executions; whatever is more is called this
@@ -70,6 +71,16 @@ class Estimate:
         for name in ("total", "low", "high"):
             entry[name] = round(entry[name])
         return entry
+
+
+def from_share(done: int, share: float, seconds: float) -> Estimate | None:
+    """After `done` executions in so many seconds, which were such a share of all, 0 to 1; None if that cannot be told yet."""
+    if not done or not 0 < share <= 1:
+        return None
+    total = min(_MOST, max(done, done / share))
+    low = done + (total - done) / 2 ** (_BY_SHARE + _LOWER_BY_SHARE)
+    high = done + (total - done) * 2**_BY_SHARE
+    return Estimate(done, total, low, high, seconds / done * (total - done) if seconds else None)
 
 
 class _Level:

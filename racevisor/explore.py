@@ -14,23 +14,14 @@ from racevisor.choose import Kind, Wanted
 from racevisor.estimate import Estimate, Estimator
 from racevisor.ledger import Bounds, Ledger, Look, judge
 from racevisor.memory import MODELS
-from racevisor.monitor import Violation
 from racevisor.scenario import Always, Case, Never, Sometimes, in_table, load, require
+from racevisor.tally import Tally
+from racevisor.tally import Witness as Witness
+from racevisor.tally import witness as witness
 from racevisor.twins import Recorder, Twins
-from racevisor.world import Execution, World
+from racevisor.world import World
 
 LOOK = 16  # executions between two looks at the clock and at the tree
-
-
-@dataclass
-class Witness:
-    """One execution that shows something: its schedule as (channel, label) pairs, and how it was judged."""
-
-    schedule: list[tuple[str, str]]
-    violations: list[Violation]
-    outcome: str
-    status: str
-    run: int
 
 
 @dataclass
@@ -114,36 +105,6 @@ class Verdict:
         }
 
 
-def witness(execution: Execution) -> Witness:
-    """Keep an execution."""
-    schedule = [(step.channel, step.label) for step in execution.steps]
-    return Witness(schedule, list(execution.violations), str(execution.outcome), execution.status, execution.run)
-
-
-class _Tally:
-    """What the executions of one search showed."""
-
-    def __init__(self) -> None:
-        self.complete = self.bad = self.cut = 0
-        self.outcomes: dict[str, int] = {}
-        self.worst: Witness | None = None
-        self.good: Witness | None = None
-
-    def add(self, execution: Execution) -> None:
-        """Count it, and keep it if it is the first good one or the shortest bad one."""
-        if execution.status in ("terminal", "violated"):
-            self.complete += 1
-            self.outcomes[str(execution.outcome)] = self.outcomes.get(str(execution.outcome), 0) + 1
-            if execution.bad:
-                self.bad += 1
-                if self.worst is None or len(execution.steps) < len(self.worst.schedule):
-                    self.worst = witness(execution)
-            elif self.good is None:
-                self.good = witness(execution)
-        elif execution.status == "bounded":
-            self.cut += 1
-
-
 class _Watch:
     """Looks at a search now and then: at the clock, and at how much of the tree is done."""
 
@@ -210,7 +171,7 @@ def explore_case(
     recorder = world.vm.calls
     assert isinstance(recorder, Recorder)
     recorder.ready(world.automata)
-    tally = _Tally()
+    tally = Tally()
     try:
         if twins is not None and (twin := twins.same_behaviour(case, world, recorder)) is not None:
             return twin
@@ -232,7 +193,7 @@ def explore_case(
     return verdict
 
 
-def _search(world: World, picker: Any, tally: _Tally, watch: _Watch, *, stops_when_settled: bool) -> tuple[int, bool, bool]:
+def _search(world: World, picker: Any, tally: Tally, watch: _Watch, *, stops_when_settled: bool) -> tuple[int, bool, bool]:
     """(executions run, did a bad and a good one settle it, did the budget end it)."""
     runs = watch.budget.runs
     run = 0
@@ -250,7 +211,7 @@ def _search(world: World, picker: Any, tally: _Tally, watch: _Watch, *, stops_wh
 
 
 def _ledger(
-    wanted: Wanted, kind: Kind, picker: Any, world: World, tally: _Tally, watch: _Watch, settled: bool, stopped: bool
+    wanted: Wanted, kind: Kind, picker: Any, world: World, tally: Tally, watch: _Watch, settled: bool, stopped: bool
 ) -> Ledger:
     budget = watch.budget
     exhausted = bool(getattr(picker, "exhausted", False))

@@ -84,6 +84,11 @@ class Ledger:
     remains: Estimate | None = None
     guarantee: Guarantee | None = None
     by_clock: bool = False
+    #: how many workers shared it; 0: it was not shared out
+    workers: int = 0
+    #: of a search that was shared out and ended by itself: racevisor.classes.Certificate, and over what it is
+    certificate: str = ""
+    certified: str = ""
 
     @property
     def exhausted(self) -> bool:
@@ -104,9 +109,10 @@ class Ledger:
         counts = [f"{short(self.executions)} executions"]
         counts += [f"{short(number)} {what}" for what, number in self._counts() if number]
         chosen = f" (auto: {self.why})" if self.why else ""
+        shared = f", {self.workers} worker{'' if self.workers == 1 else 's'}" if self.workers else ""
         parts = [
             f"{self.verdict}: {self.reason}",
-            f"strategy {self.strategy}{chosen}: {', '.join(counts)}, {words(self.seconds)}",
+            f"strategy {self.strategy}{chosen}: {', '.join(counts)}, {words(self.seconds)}{shared}",
         ]
         if self.remains is not None:
             what = "an exhaustive search" if self.bounds.switches is None else "all that the bound admits"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, final
 
 from actors.actor import Cell
 from racevisor.step import Step
@@ -60,7 +60,8 @@ class Monitor(ABC):
     def on_step(self, step: Step) -> Violation | None:
         """A step touched a watched cell.  Judge by the step, `ghost`, and the values of the declared cells, by nothing else."""
 
+    @final
     def state(self) -> tuple[Any, ...]:
-        """The ghost state, as part of the World's fingerprint."""
+        """The ghost state, as part of the World's fingerprint, which leaves it out where it is empty."""
         ghost = self.ghost
         return tuple(sorted(ghost.items())) if len(ghost) > 1 else tuple(ghost.items())

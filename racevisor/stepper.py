@@ -332,6 +332,11 @@ class Stepper:
             elif channel.at < 0:
                 self._enable(channel)
             return
+        if not buffer.entries:
+            for channel in thread.flushes.values():
+                if channel.at >= 0:
+                    self._disable(channel)
+            return
         wanted = set()
         for entry in buffer.movable():
             key = entry.cell.index if buffer.per_cell else -1

@@ -42,7 +42,7 @@ class Table:
         self._machines: dict[tuple[Any, ...], list[int]] = {}
         self._twins: dict[tuple[Any, ...], Twins] = {}
         for n, case in enumerate(wanted):
-            self._machines.setdefault(_machine(case), []).append(n)
+            self._machines.setdefault(machine(case), []).append(n)
         for cells in self._machines.values():
             cells.sort(key=lambda n: bool(wanted[n].variant.replaces or wanted[n].variant.exempt))
         self._pool: ProcessPoolExecutor | None = None
@@ -66,18 +66,18 @@ class Table:
     def settle(self, n: int) -> Verdict:
         """The verdict of one cell."""
         if self._pool is None and n not in self.done:
-            machine = _machine(self.wanted[n])
-            cells = self._machines[machine]
-            twins = self._twins.setdefault(machine, Twins())
+            of = machine(self.wanted[n])
+            cells = self._machines[of]
+            twins = self._twins.setdefault(of, Twins())
             for one in dict.fromkeys((cells[0], n)):
                 if one not in self.done and one not in self._failed:
                     self._search(one, twins)
             if all(cell in self.done for cell in cells):
-                del self._twins[machine]
+                del self._twins[of]
         while n not in self.done and n not in self._failed:
             self._collect(wait(self._asked, return_when=FIRST_COMPLETED).done)
         if n in self._failed:
-            self._failed[n].add_note(_where(self.wanted[n]))
+            self._failed[n].add_note(where(self.wanted[n]))
             raise self._failed[n]
         return self.done[n]
 
@@ -114,7 +114,7 @@ class Table:
             self.on_progress(len(self.done), len(self.wanted))
 
 
-def _machine(case: Case) -> tuple[Any, ...]:
+def machine(case: Case) -> tuple[Any, ...]:
     """What two cells have in common that differ in the variant only."""
     return case.source.digest, case.setup, case.memory, case.vcpus
 
@@ -123,7 +123,18 @@ def _one(case: Case, twins: Twins, options: dict[str, Any]) -> Verdict:
     return twins.same_code(case) or explore_case(case, twins=twins, **options)
 
 
-def _where(case: Case) -> str:
+def references(wanted: list[Case]) -> list[int | None]:
+    """For each cell, the one whose verdict may be its own as well; None: there is none."""
+    first: dict[tuple[Any, ...], int] = {}
+    for n, case in enumerate(wanted):
+        if not case.variant.replaces and not case.variant.exempt:
+            first.setdefault(machine(case), n)
+    found = (None if case.variant.exempt else first.get(machine(case)) for case in wanted)
+    return [None if of == n else of for n, of in enumerate(found)]
+
+
+def where(case: Case) -> str:
+    """The note to an error in the search of a cell."""
     cell = f"--variant {shlex.quote(case.variant_name)} --setup {shlex.quote(case.setup)} --memory {case.memory}"
     vcpus = "" if case.vcpus == case.scenario.vcpus else f" --vcpus {case.vcpus}"
     return f"  in the search of {case}\n  alone:  racevisor explore {shlex.quote(case.source.path)} {cell}{vcpus}"

@@ -76,13 +76,14 @@ class Twins:
     """What has been searched of one machine: one scenario, set-up, memory model and size, with the same options."""
 
     def __init__(self) -> None:
-        self._searched: list[tuple[Verdict, Case, Functions]] = []
+        #: verdict, case, its functions
+        self.searched: list[tuple[Verdict, Case, Functions]] = []
         self._roots: dict[Any, _Node] = {}
 
     def same_code(self, case: Case) -> Verdict | None:
         """The verdict of a variant that is the same code here."""
         own = functions(case)
-        for verdict, other, theirs in self._searched:
+        for verdict, other, theirs in self.searched:
             if case.variant.exempt.keys() == other.variant.exempt.keys() and _agree(own, theirs, verdict.calls):
                 what = (
                     f"nothing that {case.variant_name} replaces is called here"
@@ -118,7 +119,7 @@ class Twins:
         if verdict.ledger.verdict == BUDGET_SPENT or verdict.ledger.by_clock:
             return
         own = functions(case)
-        self._searched.append((verdict, case, own))
+        self.searched.append((verdict, case, own))
         if world is None or recorder is None or world.automata is None:
             return
         node = self._roots.setdefault(_root(case, recorder), _Node())

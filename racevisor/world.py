@@ -80,7 +80,7 @@ class World(Stepper):
             len(self.steps),
             [cell.value for cell in self.cells],
             [thread.history for thread in self.threads],
-            [thread.buffer.copy() if thread.buffer is not None else None for thread in self.threads],
+            [thread.buffer.copy() if thread.buffer is not None and thread.buffer.entries else None for thread in self.threads],
             [(channel, channel.queue) for channel in self.flying if channel.queue],
             [(dict(m.ghost), dict(m.where)) for m in self.monitors],
         )
@@ -96,7 +96,8 @@ class World(Stepper):
             if thread.op is not None and thread.op.code == _AWAIT:
                 thread.op.cell.waiters.clear()  # type: ignore[union-attr]
         for monitor, (ghost, where) in zip(self.monitors, snapshot.ghosts, strict=True):
-            monitor.ghost, monitor.where = dict(ghost), dict(where)
+            if ghost or where or monitor.ghost or monitor.where:
+                monitor.ghost, monitor.where = dict(ghost), dict(where)
         self._empty()
         for channel, queue in snapshot.queues:
             channel.queue = queue
@@ -107,6 +108,8 @@ class World(Stepper):
             if buffer is not None:
                 thread.buffer = buffer.copy()
                 self._refresh_buffer(thread)
+            elif thread.buffer is not None and thread.buffer.entries:
+                thread.buffer.entries = []  # how many barriers there were matters to nothing that is left
             thread.op = self.automata.ops[history]
             if thread.op is not None:
                 self._arm(thread, thread.op)
@@ -206,8 +209,9 @@ class World(Stepper):
         for channel in self.flying:
             if channel.queue:
                 parts.append((channel.number, channel.queue))
-        for monitor in self.monitors:
-            parts.append(monitor.state())
+        for n, monitor in enumerate(self.monitors):
+            if monitor.ghost:
+                parts.append((n, monitor.state()))
         return tuple(parts)
 
     def unhashable(self) -> Unhashable:

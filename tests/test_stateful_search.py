@@ -191,6 +191,33 @@ def test_a_busy_loop_of_private_steps_is_shown_in_its_first_rounds_and_replays()
     assert found_in(spinning(7, 0, "sc", others=1), schedule) is not None
 
 
+@pytest.mark.parametrize("memory", MODELS)
+@pytest.mark.parametrize("order", ["P0 P1 P2", "P1 P0 P2", "P1 P2 P0"])
+def test_a_thread_that_goes_round_alone_hides_nothing_of_the_others(
+    order: str, memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taken first in its state, it slept in all that the others did from there, and was then the only one to be taken."""
+
+    async def spins(me: Any) -> None:
+        while True:
+            me.checkpoint("again")
+            await READ_ONCE(m.own)
+
+    async def flips(me: Any) -> None:
+        mine = m.x if me.name == "P1" else m.y
+        for value in (1, 0, 1, 0):
+            await WRITE_ONCE(mine, value)
+
+    monkeypatch.setattr(states, "LEARN", 0)
+    vm = Vm()
+    m: Any = vm.guest_memory(own=0, x=0, y=0)
+    for name in order.split():
+        Thread(vm, name, spins if name == "P0" else flips, seen=())
+    found = by_states(World(vm, memory, automata=True, monitors=[Both(m.x, m.y)]))
+    assert found.violations == {"both are set", "P0 never blocks and never ends, and nothing else can move: a busy loop"}
+    assert found.strategy.states == 21
+
+
 def test_a_long_way_alone_is_no_loop_and_hides_no_end_of_the_others() -> None:
     """Store buffering beside a thread that counts to 1,500: all four ends, as without it."""
     vm = Vm()
@@ -337,7 +364,7 @@ def test_a_monitor_sees_a_load_on_both_sides_of_its_own_threads_posted_store(
     program: str, bad: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No other thread touches the cells, but the monitor tells the two orders apart; no random execution may find it by luck."""
-    monkeypatch.setattr(states, "_LEARN", 0)
+    monkeypatch.setattr(states, "LEARN", 0)
     assert by_states(world(program, "tso", watching("x y", *bad), automata=True)).violations
 
 
@@ -351,6 +378,6 @@ def test_a_monitor_sees_two_posted_stores_of_one_thread_in_both_orders(value: in
         def on_step(self, step: Step) -> Violation | None:
             return Violation(self.check, f"y is {self.reads[0].value}") if self.reads[0].value == value else None
 
-    monkeypatch.setattr(states, "_LEARN", 0)
+    monkeypatch.setattr(states, "LEARN", 0)
     of = world("z=1 y=1 x=1", "pso", lambda vm: [Reads([vm.memory.x], reads=[vm.memory.y])], automata=True)  # type: ignore[union-attr]
     assert by_states(of).violations == {f"y is {value}"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from racevisor.commands.output import (
     quiet_if,
 )
 from racevisor.commands.why import print_reason
-from racevisor.errors import RacevisorError
+from racevisor.errors import RacevisorError, UsageError
 from racevisor.explore import Verdict, Witness, cases, explore, explore_case
 from racevisor.ledger import short
 from racevisor.reason import Reason, Wish, reason
@@ -29,7 +30,7 @@ from racevisor.scenario import Always, Case, Never
 
 
 def explore_scenario(
-    name: str,
+    name: str | None,
     variants: tuple[str, ...],
     setups: tuple[str, ...],
     memories: tuple[str, ...],
@@ -42,19 +43,53 @@ def explore_scenario(
     as_json: bool,
     no_shrink: bool,
     shrink_budget: float,
+    workers: int | None = None,
+    address: str | None = None,
+    directory: Path | None = None,
+    resume: Path | None = None,
+    make_crew: Callable[..., Any] | None = None,
     **options: Any,
 ) -> int:
-    """Returns the exit status: 0 if every claim is confirmed.  `options` are the other fields of racevisor.choose.Wanted."""
+    """Returns the exit status: 0 if every claim is confirmed.  `options` are the other fields of racevisor.choose.Wanted.
+
+    With `workers`, `address`, `directory` or `resume` the search is shared out on Ray by `make_crew`.
+    """
     out = console()
     verdicts: list[Verdict] = []
     reasons: dict[int, Reason] = {}
     wish = Wish(not no_shrink, shrink_budget)
     with quiet_if(as_json):
-        wanted = cases(name, variants, setups, memories, vcpus)
+        if name is None and resume is None:
+            raise UsageError("explore what?\n  racevisor explore NAME; the names:  racevisor list")
         options["budget"] = parse(budget) if budget is not None else None
-        choose.kind(choose.Wanted(**options))
-        first = _First(out, wanted, trace_dir, options["seed"], full, wish) if not as_json and _at_once(wanted, picture) else None
-        interrupted = _search(wanted, verdicts, jobs, options, first)
+        first = sharing = None
+        problem: RacevisorError | None = None
+        if make_crew is not None:
+            from racevisor.commands import shared
+
+            if jobs is not None:
+                raise UsageError("--jobs is for a search without --workers\n  leave out one of the two")
+            if resume is not None:
+                if name is not None:
+                    raise UsageError(f"{resume} knows what is searched there\n  racevisor explore --resume {resume}")
+                sharing = shared.resumed(resume, workers=workers, address=address, make_crew=make_crew)
+            else:
+                asked = cases(str(name), variants, setups, memories, vcpus)
+                sharing = shared.begin(asked, options, workers=workers, address=address, directory=directory, make_crew=make_crew)
+            options["seed"], cells = sharing.seed, len(sharing.cases)
+            found = sharing.search()
+            wanted, verdicts = [case for case, _ in found], [verdict for _, verdict in found]
+            interrupted, problem = sharing.interrupted, sharing.problem
+            if problem is not None and not verdicts:
+                raise problem
+        else:
+            wanted = cases(str(name), variants, setups, memories, vcpus)
+            cells = len(wanted)
+            choose.kind(choose.Wanted(**options))
+            first = (
+                _First(out, wanted, trace_dir, options["seed"], full, wish) if not as_json and _at_once(wanted, picture) else None
+            )
+            interrupted = _search(wanted, verdicts, jobs, options, first)
         shown = _to_draw(verdicts, picture)
         if shown is not None and (first is None or first.drawn != shown):
             try:
@@ -64,11 +99,10 @@ def explore_scenario(
                 told = reason(wanted[shown], _witness(verdicts[shown]), Wish(False))
             reasons[shown] = told
             verdicts[shown].witness = told.witness
-        traces, problem = _save(wanted, verdicts, trace_dir, options["seed"])
-        if first is not None:
-            problem = problem or first.problem
+        traces, unsaved = _save(wanted, verdicts, trace_dir, options["seed"])
+        problem = problem or unsaved or (first.problem if first is not None else None)
     confirmed = sum(v.confirmed for v in verdicts)
-    status = 130 if interrupted else problem.exit_status if problem else 0 if confirmed == len(wanted) else 1
+    status = 130 if interrupted else problem.exit_status if problem else 0 if confirmed == cells else 1
     if problem is not None:
         error_line(str(problem))
     if as_json:
@@ -77,13 +111,19 @@ def explore_scenario(
             for i, v in enumerate(verdicts)
         ]
         error = {"error": str(problem)} if problem else {}
-        print_json({**claims_json(wanted, verdicts, claims), "interrupted": interrupted, **error})
+        kept = {} if sharing is None else {"dir": str(sharing.checkpoint.directory)}
+        whole = claims_json(wanted if sharing is None else sharing.cases, verdicts, claims)
+        print_json({**whole, "interrupted": interrupted, **kept, **error})
         return status
     if verdicts:
         print_table(out, verdicts)
-    print_summary(out, len(wanted), verdicts, interrupted)
+    print_summary(out, cells, verdicts, interrupted)
     for line in _how(verdicts):
         out.print(Text(line, style="dim"))
+    for line in _certificates(verdicts):
+        out.print(line, soft_wrap=True)
+    if sharing is not None and not sharing.finished:
+        out.print(f"go on:  racevisor explore --resume {sharing.checkpoint.directory}", soft_wrap=True)
     if shown in reasons:
         out.print()
         _draw(out, reasons[shown], traces.get(shown), full)
@@ -289,6 +329,18 @@ def _how(verdicts: list[Verdict]) -> list[str]:
     if rest:
         strategies = sorted({v.strategy for v in rest})
         lines.append(f"strategy {', '.join(strategies)}; {'; '.join(reasons)}")
+    return lines
+
+
+def _certificates(verdicts: list[Verdict]) -> list[str]:
+    """What a search that was shared out met, the same however it was shared."""
+    lines = []
+    for v in verdicts:
+        cell = "" if len(verdicts) == 1 else f"{v.variant}/{v.setup}/{v.memory}  "
+        if v.ledger.certificate:
+            lines.append(f"certificate  {cell}{v.ledger.certificate}  ({v.ledger.certified})")
+        elif v.ledger.workers and v.bad and v.good is not None and choose.KINDS[v.ledger.strategy].systematic:
+            lines.append(f"no certificate  {cell}the search stopped when it had settled on Sometimes; --to-the-end goes on")
     return lines
 
 

@@ -159,11 +159,14 @@ class Meter:
             self._next = now + self._plain
         self._progress.update(self._task, completed=done, text=text)
 
-    def look(self, executions: int, states: int, seconds: float, estimate: Callable[[], Estimate | None]) -> None:
-        """One search is so far; the estimate is made only if it is shown."""
+    def look(
+        self, executions: int, states: int, seconds: float, estimate: Callable[[], Estimate | None], workers: int = 0
+    ) -> None:
+        """One search is so far, with so many workers if it is shared out; the estimate is made only if it is shown."""
         if self._progress.live.is_started and seconds >= self._next:
             self._next = seconds + 1 / REFRESH
-            self._progress.update(self._task, text=progress_line(executions, states, seconds, estimate()))
+            line = progress_line(executions, states, seconds, estimate())
+            self._progress.update(self._task, text=line + (f"  {workers} workers" if workers else ""))
 
 
 def progress_line(executions: int, states: int, seconds: float, estimate: Estimate | None) -> str:

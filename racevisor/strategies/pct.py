@@ -166,6 +166,7 @@ class Pct:
         self.cut_short = 0
         self.longest = 0
         self.restarts = 0
+        self.learns = True  # False: somebody else says when k is raised
         self.ks: list[int] = []  # per run: what its change points were drawn from; 0: it had none
         self._shortest = sys.maxsize
         self._cut_at = 0
@@ -250,8 +251,8 @@ class Pct:
                 self._shortest = min(self._shortest, length)
             if self.depth == 1 or self.ks[-1]:
                 self.counted += 1
-        if self.depth > 1:
-            self._raise_k()
+        if self.depth > 1 and self.learns:
+            self.raise_k()
         return self.run + 1 < self.runs
 
     def guarantee(self) -> Guarantee | None:
@@ -265,6 +266,24 @@ class Pct:
             max(self.n, 1), k, self.depth, self.choices, self.executions, self.counted, self.cut_short, self.longest,
             self.restarts, 1 / one_in, miss,
         )  # fmt: skip
+
+    def books(self) -> list[int]:
+        """What its runs have measured and counted, for `take` of another one."""
+        return [
+            self.n, self.k, self.choices, self.executions, self.counted, self.cut_short, self.longest, self.restarts,
+            self._shortest, self._cut_at,
+        ]  # fmt: skip
+
+    def take(self, books: list[int]) -> None:
+        """Add what another one has measured and counted, in runs that drew from the present k."""
+        n, _, choices, executions, counted, cut_short, longest, restarts, shortest, cut_at = books
+        self.n, self.choices = max(self.n, n), max(self.choices, choices)
+        self.executions += executions
+        self.counted += counted
+        self.cut_short += cut_short
+        self.longest, self._shortest = max(self.longest, longest), min(self._shortest, shortest)
+        self.restarts += restarts
+        self._cut_at = max(self._cut_at, cut_at)
 
     # ---- inside -----------------------------------------------------------------------------------------------------------
 
@@ -282,7 +301,8 @@ class Pct:
         self._next = points[-1][0] if points else 0
         return heap[0][2]
 
-    def _raise_k(self) -> None:
+    def raise_k(self) -> None:
+        """Draw the change points of the runs from here on from as many steps as the longest one took."""
         # Where runs differ in length, some room above the longest: each time that k is raised, the runs before are lost.
         if self.k:
             if self.longest <= self.k:

@@ -47,15 +47,15 @@ Touch = tuple[int, bool, Pairs]
 Sleep = dict[Channel, Touch]
 _CHAIN = 1_000  # private steps in a row before the other threads are looked at; steps of an execution that only learns
 _LONG = 200  # private steps in a row, from which on it is looked whether they go round in a circle
-_LEARN = 64  # random executions first: they learn which cells are shared, and often meet a bad one
-_SHARED = -2
+LEARN = 16  # random executions first: they learn which cells are shared, and often meet a bad one
+SHARED = -2  # the owner of what several accessors touch
 _OF_THREAD = (THREAD, CHOICE)
 _NOTHING: frozenset[Any] = frozenset()
 _UNSHARED: Touch = (-1, False, ())
 
 
-class _Frame:
-    """A branching state on the present path: what is still to be tried there."""
+class Frame:
+    """A branching state on the present path: what is still to be tried there, and what sleeps."""
 
     __slots__ = ("children", "sleep", "snapshot", "todo")
 
@@ -78,7 +78,7 @@ class StatefulSearch:
         self.wants_symmetry = symmetry
         self.symmetry: Symmetry | None = None
         self.domains: list[Domain] = []
-        self.owners: dict[int, int] = {}  # domain or pair of a monitor -> the one accessor seen so far, or _SHARED
+        self.owners: dict[int, int] = {}  # domain or pair of a monitor -> the one accessor seen so far, or SHARED
         self.rounds: set[int] = set()  # local states at checkpoints to which a thread came back by private steps alone
         self.settled: dict[int, bool] = {}  # local state -> is its head private?  For heads whose toucher is known
         self.noted: set[int] = set()  # local states whose head has been noted; who is known to touch a domain stays known
@@ -90,7 +90,7 @@ class StatefulSearch:
 
     def _restart(self) -> None:
         self.visited: dict[Any, frozenset[Any]] = {}
-        self.frames: list[_Frame] = []
+        self.frames: list[Frame] = []
         self.under_way = False
         self.again = False
         self.generated = 1
@@ -114,7 +114,7 @@ class StatefulSearch:
         self.chain = len(world.steps)
         self.met: set[Any] = set()  # states of chains of this execution, at checkpoints where it is looked
         self.alone: dict[Any, int] = {}  # the states since only one thread has been able to move, and after how many steps
-        self.learning = Random(f"learn:{run}").random if run < _LEARN and self.reduce else None
+        self.learning = Random(f"learn:{run}").random if run < LEARN and self.reduce else None
         self.next = self.frames[-1].todo.pop() if self.frames else None
         self.under_way = True
         self.sleep: Sleep = {}
@@ -133,18 +133,18 @@ class StatefulSearch:
             return channel
         while self.reduce and len(self.world.steps) - self.chain < _CHAIN:
             for channel in movable:
-                if self._private(channel):
-                    break
+                if not self._private(channel):
+                    continue
+                for posted in channel.thread.flushes.values() if channel.kind == THREAD else ():
+                    if posted.at >= 0 and self._private(posted):
+                        channel = posted  # before the thread posts more: a loop that stores comes back to its state then
+                        break
+                if channel in self.sleep:
+                    self.blocked += 1
+                    return None
+                if not self._comes_round(channel):
+                    break  # whoever goes round in a circle lets the private steps of others be taken first
             else:
-                break
-            for posted in channel.thread.flushes.values() if channel.kind == THREAD else ():
-                if posted.at >= 0 and self._private(posted):
-                    channel = posted  # before the thread posts more: a loop that stores comes back to its state then
-                    break
-            if channel in self.sleep:
-                self.blocked += 1
-                return None
-            if self._comes_round(channel):
                 break
             if channel.kind == IPI or not self._leap(channel):
                 return channel
@@ -244,13 +244,17 @@ class StatefulSearch:
         for share in shares:
             if share not in self.owners:
                 self._claim(channel, share)
-        accessor = _accessor(channel)
-        owners = {self.owners[share] for share in shares}
-        private = owners == {accessor}
+        accessor = accessor_of(channel)
+        if len(shares) == 1:
+            owner = self.owners[shares[0]]
+            private, known = owner == accessor, owner in (accessor, SHARED)
+        else:
+            owners = {self.owners[share] for share in shares}
+            private, known = owners == {accessor}, owners <= {accessor, SHARED}
         if private and channel.thread.buffer is not None and self._judged(channel):
             # A monitor may see whether this head comes before or after a posted store of its own thread.
             return not any(entry.cell.judges for entry in channel.thread.buffer.entries)
-        if channel.kind == THREAD and owners <= {accessor, _SHARED}:
+        if known and channel.kind == THREAD:
             self.settled[channel.thread.history] = private
         return private
 
@@ -267,24 +271,24 @@ class StatefulSearch:
             if self.symmetry is None:
                 self.noted.add(history)
         for share in self._shares(channel):
-            if self.owners.get(share) not in (_SHARED, _accessor(channel)):
+            if self.owners.get(share) not in (SHARED, accessor_of(channel)):
                 self._claim(channel, share)
 
     def _claim(self, channel: Channel, domain: int) -> None:
         """Somebody touches a domain for the first time, and with him all that he can be exchanged with."""
-        claims = [(_accessor(channel), domain)]
+        claims = [(accessor_of(channel), domain)]
         if self.symmetry is not None and domain >= len(self.domains):
-            claims = [(_SHARED, domain)]  # a pair of a monitor; its images are other monitors' and nobody's own either
+            claims = [(SHARED, domain)]  # a pair of a monitor; its images are other monitors' and nobody's own either
         elif self.symmetry is not None:
             claims = [
-                (_accessor(thread.channel) if thread is not None else _SHARED, self.domains[cell.index][0])
+                (accessor_of(thread.channel) if thread is not None else SHARED, self.domains[cell.index][0])
                 for thread, cell in self.symmetry.touches(channel, [i for i, d in enumerate(self.domains) if d[0] == domain])
             ]
         self.settled.clear()
         for accessor, touched in claims:
             owner = self.owners.setdefault(touched, accessor)
-            if owner != accessor and owner != _SHARED:
-                self.owners[touched] = _SHARED
+            if owner != accessor and owner != SHARED:
+                self.owners[touched] = SHARED
                 self.again = True
 
     def _known(self) -> tuple[Any, frozenset[Any] | None]:
@@ -329,7 +333,7 @@ class StatefulSearch:
         channel = todo.pop()
         sleep = dict(sleep)
         if todo:
-            self.frames.append(_Frame(self.world.snapshot(), todo, sleep))
+            self.frames.append(Frame(self.world.snapshot(), todo, sleep))
         self._leave(channel, sleep)
         return channel
 
@@ -341,7 +345,8 @@ class StatefulSearch:
         if self.reduce:
             touch = self._access(channel)
             self.sleep = {o: access for o, access in sleep.items() if not _dependent(o, access, channel, touch)}
-            sleep[channel] = touch
+            if not self._private(channel):  # where a chain was broken it might lead back here, and nothing but it be taken below
+                sleep[channel] = touch
 
 
 def domains(world: World) -> list[Domain]:
@@ -367,8 +372,8 @@ def domains(world: World) -> list[Domain]:
     return found
 
 
-def _accessor(channel: Channel) -> int:
-    # a thread and its own store buffer are one accessor; an IPI in flight is nobody's
+def accessor_of(channel: Channel) -> int:
+    """Who takes the step: a thread and its own store buffer are one, an IPI in flight is nobody else's."""
     return -channel.number - 10 if channel.kind == IPI else channel.thread.channel.number
 
 
