@@ -14,8 +14,8 @@ from racevisor.memory import MODELS
 
 one = cells_of("init_sipi")
 
-#: `irq` has three threads on one vCPU and takes seconds a cell; its own tests are below
-QUICK = ("plain", "init_only", "two_rounds", "stale_sipi", "bsp_init", "edge_irqs", "level_irq", "migration")
+#: `irq`, `two_rounds` and `migration` take seconds a cell; `racevisor verify` has all of them, in every memory model
+QUICK = ("plain", "init_only", "stale_sipi", "bsp_init", "edge_irqs", "level_irq")
 
 
 def test_every_claim_holds_when_stores_are_visible_at_once() -> None:
@@ -25,10 +25,7 @@ def test_every_claim_holds_when_stores_are_visible_at_once() -> None:
 @pytest.mark.parametrize("memory", ["tso", "pso"])
 def test_the_claims_of_the_historical_versions_and_of_the_barrier_mutants_hold_with_store_buffers(memory: str) -> None:
     versions = ["before", "seed", "latch", "today", "I-M15", "I-M16", "I-M17"]
-    assert (
-        refuted(cases("init_sipi", versions, ["plain", "init_only", "stale_sipi", "bsp_init", "edge_irqs"], [memory]), jobs=2)
-        == []
-    )
+    assert refuted(cases("init_sipi", versions, ["init_only", "stale_sipi", "bsp_init"], [memory]), jobs=2) == []
 
 
 def test_an_unrelated_interrupt_makes_the_seed_eat_a_sipi_and_never_the_latch() -> None:

@@ -115,9 +115,7 @@ def test_the_write_barrier_of_range_end_matters_without_mmu_lock_and_not_on_x86(
     assert under_lock == {"sc": "Never", "tso": "Never", "pso": "Never"}
 
 
-@pytest.mark.parametrize(
-    "setup", ["munmap", "reclaim", "huge", "twice", "invlpg", "ranges", "remap", "two_pages", "create", "exit"]
-)
+@pytest.mark.parametrize("setup", ["munmap", "reclaim", "huge", "twice", "invlpg", "remap", "two_pages", "create", "exit"])
 def test_two_vcpus_change_no_verdict_of_the_historical_versions(setup: str) -> None:
     there = [variant for variant in ("before", "after", "fixed") if in_table(load("mmu_notifier")[0], variant, setup)]
     assert refuted([one(variant, setup, "sc", 2) for variant in there]) == []
