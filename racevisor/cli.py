@@ -26,7 +26,7 @@ from racevisor import __version__
 from racevisor.choose import help_text
 from racevisor.cli_analyze import analyze
 from racevisor.cli_conform import conform
-from racevisor.cli_options import as_json, in_full, into_trace_dir, not_shrunk, of_vcpus, shrink_budget
+from racevisor.cli_options import as_json, in_full, into_trace_dir, not_shrunk, of_vcpus, shrink_budget, widely
 from racevisor.cli_why import compare, explain, report, step
 from racevisor.errors import RacevisorError, Unfinished
 from racevisor.start import INTERRUPTED
@@ -118,6 +118,7 @@ def show(name: str, variants: tuple[str, ...], source: bool, as_json: bool) -> N
 @not_shrunk
 @shrink_budget
 @in_full
+@widely
 @as_json
 def explore(**options: Any) -> int:
     from racevisor.commands.explore import explore_scenario
@@ -196,6 +197,7 @@ def selfcheck(jobs: int | None, as_json: bool) -> int:
 @not_shrunk
 @shrink_budget
 @in_full
+@widely
 @as_json
 def replay(
     file: Path,
@@ -289,6 +291,7 @@ def _live(command: Callable[..., Any]) -> Callable[..., Any]:
 @not_shrunk
 @shrink_budget
 @in_full
+@widely
 @as_json
 def run(**options: Any) -> int:
     """Play rounds live on Ray, on real parallel hardware: each actor a Ray actor, or many actors to each."""
@@ -323,6 +326,7 @@ def run(**options: Any) -> int:
     "beginning.",
 )
 @in_full
+@widely
 @click.option("--json", "json_", is_flag=True, help="One JSON object on standard output, and nothing else there.")
 def stress(**options: Any) -> int:
     """Play rounds live on Ray until the time is up: many vCPUs, many machines at a time, through faults.

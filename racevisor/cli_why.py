@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from racevisor.cli_options import as_json, in_full, not_shrunk, of_vcpus, shrink_budget
+from racevisor.cli_options import as_json, in_full, not_shrunk, of_vcpus, shrink_budget, widely
 from racevisor.errors import UsageError
 
 
@@ -17,6 +17,7 @@ from racevisor.errors import UsageError
 @click.option("--scenario", metavar="NAME", help="The scenario, if it is no longer where it was recorded.")
 @shrink_budget
 @in_full
+@widely
 @as_json
 def explain(file: Path, scenario: str | None, shrink_budget: float, full: bool, as_json: bool) -> int:
     """Why the run of a trace went wrong: the steps whose order decides, and the nearest run that ends well."""

@@ -8,6 +8,7 @@ import pytest
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--whole-corpus`: every variant that goes wrong is shrunk and explained, not only one of each kind; minutes."""
     parser.addoption("--whole-corpus", action="store_true", help="shrink and explain every variant that goes wrong: minutes")
+    parser.addoption("--rewrite-golden", action="store_true", help="write what the golden tests see, instead of comparing")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -47,6 +47,15 @@ def racevisor(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: p
     return Shell(capsys)
 
 
+def test_wide_draws_for_more_columns_than_the_terminal_has(racevisor: Shell) -> None:
+    """Long lines are for those who scroll."""
+    arguments = ("explore", "synic_message", "--variant", "before", "--setup", "page_poll", "--memory", "sc")
+    _, narrow, _ = racevisor(*arguments)
+    _, wide, _ = racevisor(*arguments, "--wide")
+    assert max(len(line) for line in narrow.splitlines() if " | " in line) <= 80
+    assert max(len(line) for line in wide.splitlines() if " | " in line) > 80
+
+
 # ---- list, show -----------------------------------------------------------------------------------------------------------
 
 
