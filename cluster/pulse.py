@@ -55,7 +55,7 @@ class Pulse:
             self._look(now)
         if self.lost:
             raise ClusterError(
-                f"the Ray cluster is gone: {self.lost}\n  finished rounds are kept; play on when a cluster is there again"
+                f"the Ray cluster is gone: {self.lost}\n  what was finished is kept; go on when a cluster is there again"
             )
 
     def _look(self, now: float) -> None:

@@ -461,7 +461,7 @@ def test_a_pulse_is_patient_with_somebody_elses_cluster() -> None:
     patient.check()
     with pytest.raises(ClusterError, match=rf"its GCS at {LOOPBACK}:{port} does not answer"):
         hasty.check()
-    with pytest.raises(ClusterError, match="finished rounds are kept"):
+    with pytest.raises(ClusterError, match="what was finished is kept"):
         hasty.call(lambda: signal.pause())
     with pytest.raises(KeyError):
         patient.call(lambda: {}["nothing"])

@@ -24,7 +24,7 @@ from racevisor.commands.output import (
 from racevisor.commands.why import print_reason
 from racevisor.errors import RacevisorError, UsageError
 from racevisor.explore import Verdict, Witness, cases, explore, explore_case
-from racevisor.ledger import short
+from racevisor.ledger import BOUND_REACHED, short
 from racevisor.reason import Reason, Wish, reason
 from racevisor.scenario import Always, Case, Never
 
@@ -339,7 +339,7 @@ def _certificates(verdicts: list[Verdict]) -> list[str]:
         cell = "" if len(verdicts) == 1 else f"{v.variant}/{v.setup}/{v.memory}  "
         if v.ledger.certificate:
             lines.append(f"certificate  {cell}{v.ledger.certificate}  ({v.ledger.certified})")
-        elif v.ledger.workers and v.bad and v.good is not None and choose.KINDS[v.ledger.strategy].systematic:
+        elif v.ledger.workers and v.verdict == BOUND_REACHED and v.bad and v.good is not None:
             lines.append(f"no certificate  {cell}the search stopped when it had settled on Sometimes; --to-the-end goes on")
     return lines
 
