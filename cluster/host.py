@@ -102,7 +102,7 @@ class Host:
                 gate.tell(engine, self._driver.setdefault(vm, []))
             outbox = engine.outbox
             if outbox:
-                for host, messages in engine.leaving().items():
+                for host, messages in self._leaving(engine).items():
                     # The clock of the part is the latest one, so it is not before any step that its messages follow from.
                     frames.setdefault(host, []).append((vm, engine.round, engine.clock, messages))
             if not busy and engine.stirred:
@@ -135,6 +135,14 @@ class Host:
             engine.close()
 
     # ---- inside ---------------------------------------------------------------------------------------------------------------
+
+    def _leaving(self, engine: Engine) -> dict[int, list[Message]]:
+        """What an engine has for other hosts; nothing when even its log cannot be written any more."""
+        try:
+            return engine.leaving()
+        except RacevisorError as error:
+            self.fail(error)
+            return {}
 
     def _hear(self, sender: int, part: Part) -> None:
         if not 0 <= sender < self.hosts or sender == self.me:

@@ -1,5 +1,6 @@
 """What hosts log of their messages, without Ray: engines joined by queues, as in tests/networks.py."""
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from racevisor.analysis import table
 from racevisor.analysis.latencies import latencies
 from racevisor.analysis.read import read
 from racevisor.analysis.rounds import Rounds, rounds
+from racevisor.errors import UsageError
 from racevisor.events import EventLog
 from racevisor.scenario import Case, load
 
@@ -29,10 +31,12 @@ def played(directory: Path, memory: str, patch: pytest.MonkeyPatch) -> tuple[lis
 
     patch.setattr(networks, "Engine", engine)
     scenario, source = load("init_sipi")
-    with networks.network(Case(scenario, source, "before", "plain", memory), seed=3, noise=0.3, hosts=3) as net:
-        schedules = [[step.channel for step in net.play(number).steps] for number in range(ROUNDS)]
-    for log in logs:
-        log.close()
+    try:
+        with networks.network(Case(scenario, source, "before", "plain", memory), seed=3, noise=0.3, hosts=3) as net:
+            schedules = [[step.channel for step in net.play(number).steps] for number in range(ROUNDS)]
+    finally:
+        for log in logs:
+            log.close()
     return schedules, rounds(read([directory]))
 
 
@@ -77,3 +81,22 @@ def test_a_step_says_its_op_its_cell_and_the_value_by_its_kernel_name(tmp_path: 
     assert ("vcpu0", "store", "vcpu1.mp_state", "INIT_RECEIVED") in said
     assert set(steps["op"].unique()) <= {"load", "store", "post", "rmw", "await", "fence", "send", "ipi"}
     assert steps.filter(pl.col("op") != "fence")["cell"].null_count() == 0
+
+
+@pytest.mark.parametrize("event", ["step", "sent", "received"])
+def test_a_disk_that_is_full_is_told_whatever_was_to_be_written(
+    tmp_path: Path, event: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the host itself: an error raised in what runs the host is taken for its death, and the round is repeated."""
+
+    class Full(EventLog):
+        def debug(self, said: str, **fields: Any) -> None:
+            if said == event and self.path.stem == "host1":
+                raise self._unwritable(OSError(errno.ENOSPC, "No space left on device"))
+            super().debug(said, **fields)
+
+    monkeypatch.setattr("test_logged.EventLog", Full)
+    with pytest.raises(
+        UsageError, match=r"^live round \d: cannot write the log .*host1.jsonl: No space left on device\n  choose another"
+    ):
+        played(tmp_path, "tso", monkeypatch)
