@@ -7,11 +7,8 @@ nothing.  The scenario's text travels along to say what differs from the present
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import hashlib
-import os
-import tempfile
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -25,6 +22,7 @@ from racevisor.errors import TraceError, UsageError
 from racevisor.memory import MODELS
 from racevisor.monitor import Violation
 from racevisor.scenario import BUILT_IN, Case, Source, built_in, from_source
+from racevisor.whole import write_whole
 
 FORMAT = "racevisor-trace"
 VERSION = 2
@@ -161,29 +159,12 @@ def save(trace: Trace, path: Path) -> None:
     """Write the file whole or not at all."""
     body = msgpack.packb(_to_map(trace), use_bin_type=True)
     header = {"format": FORMAT, "version": VERSION, "size": len(body), "sha256": hashlib.sha256(body).hexdigest()}
-    temporary = ""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(msgpack.packb(header, use_bin_type=True) + body)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException as error:  # Ctrl-C as well
-        if temporary:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-        if not isinstance(error, OSError):
-            raise
+        write_whole(path, msgpack.packb(header, use_bin_type=True) + body)
+    except OSError as error:
         raise TraceError(
             f"cannot write trace {path}: {error.strerror or error}\n  another folder:  --trace-dir DIRECTORY"
         ) from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _to_map(trace: Trace) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from reports import HOSTILE, hostile, lost_init, many, report_of, walked
 
 from racevisor import api, trace
 from racevisor.cli import cli
-from racevisor.commands.report import report_trace, write_whole
+from racevisor.commands.report import put, report_trace
 from racevisor.dependence import HappensBefore
 from racevisor.errors import NotDeterministic, RacevisorError, TraceError, UsageError
 from racevisor.linear import bits
@@ -323,9 +323,9 @@ def test_a_trace_that_does_not_replay_is_not_drawn(tmp_path: Path, lost_trace: P
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     """Whoever has the page open, or mails it meanwhile, gets the old one or the new one."""
     path = tmp_path / "out.html"
-    write_whole(path, "old")
+    put(path, "old")
     inode = path.stat().st_ino
-    write_whole(path, "new")
+    put(path, "new")
     assert path.read_text(encoding="utf-8") == "new"
     assert path.stat().st_ino != inode
     assert [file.name for file in tmp_path.iterdir()] == ["out.html"]

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import shlex
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +23,7 @@ from racevisor.report.shiviz import shiviz
 from racevisor.report.whole import Named, Report, describe, judge, tell
 from racevisor.scenario import Case
 from racevisor.trace import Trace
+from racevisor.whole import write_whole
 
 #: what a file is by the end of its name
 ENDINGS = {
@@ -76,7 +74,7 @@ def report_trace(
             text = f"```mermaid\n{text}```\n"
         if target.exists() and file is not None and target.samefile(file):
             raise UsageError(f"{target} is the trace itself\n  another name:  -o {target.stem}-report{FORMATS[kind]}")
-        write_whole(target, text)
+        put(target, text)
     told = {"output": str(target), "format": kind, "bytes": len(text.encode()), **_told(report)}
     if as_json:
         print_object(told)
@@ -180,22 +178,9 @@ def _commands(file: Path, case: Case) -> list[tuple[str, str]]:
     ]
 
 
-def write_whole(path: Path, text: str) -> None:
+def put(path: Path, text: str) -> None:
     """Write a file whole or not at all; UsageError where it cannot be written."""
-    temporary = ""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
-    except BaseException as error:  # Ctrl-C as well
-        if temporary:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-        if not isinstance(error, OSError):
-            raise
+        write_whole(path, text.encode())
+    except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror or error}\n  another place:  -o FILE") from error

@@ -25,6 +25,7 @@ from racevisor.events import older_file
 from racevisor.reason import Wish
 from racevisor.rounds import Tally
 from racevisor.scenario import Case, default_setup, load, require
+from racevisor.whole import write_whole
 
 FORMAT, VERSION = "racevisor-stress", 1
 FILE = "stress.json"
@@ -85,16 +86,9 @@ class Book:
         if not now and time.perf_counter() - self._saved < SAVE_EVERY:
             return
         path = self.directory / FILE
-        temporary = self.directory / f".{FILE}.new"  # one that a driver that was killed has left is written anew
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(self.state(seconds, done), indent=1) + "\n", encoding="utf-8")
-            temporary.replace(path)
-        except BaseException as error:  # Ctrl-C as well
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            if not isinstance(error, OSError):
-                raise
+            write_whole(path, (json.dumps(self.state(seconds, done), indent=1) + "\n").encode(), alone=True)
+        except OSError as error:
             raise UsageError(
                 f"cannot write {path}: {error.strerror or error}\n  choose another place:  --dir DIRECTORY"
             ) from error

@@ -6,9 +6,7 @@ Opening it runs nothing.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +16,7 @@ import msgpack
 from racevisor.errors import UsageError
 from racevisor.scenario import load
 from racevisor.share.search import Sharing
+from racevisor.whole import write_whole
 
 FORMAT, VERSION = "racevisor-search", 1
 FILE = "search.msgpack"
@@ -49,19 +48,9 @@ class Checkpoint:
         what = {"format": FORMAT, "version": VERSION, "path": path, "sha256": source.digest, "search": self.sharing.save()}
         packed = msgpack.packb(what)
         file = self.directory / FILE
-        temporary = self.directory / f".{FILE}.new"  # one that was left by a process that was killed is written anew
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as out:
-                out.write(hashlib.sha256(packed).digest() + packed)
-                out.flush()
-                os.fsync(out.fileno())
-            temporary.replace(file)
-        except BaseException as error:  # Ctrl-C as well
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            if not isinstance(error, OSError):
-                raise
+            write_whole(file, hashlib.sha256(packed).digest() + packed, alone=True)
+        except OSError as error:
             raise UsageError(
                 f"cannot write {file}: {error.strerror or error}\n  choose another place:  --dir DIRECTORY"
             ) from error

@@ -6,6 +6,7 @@ A channel other than a thread's own comes into being when it is first used, whic
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any, Generic
 
@@ -21,7 +22,7 @@ _WRITES, _OWN = 1, 2
 Channels = dict[str, list[Any]]
 
 
-class Codec(Generic[H]):
+class Codec(ABC, Generic[H]):
     """Plain data to heads and back; `head` and `name` say what a head is."""
 
     def __init__(self, world: World) -> None:
@@ -30,13 +31,13 @@ class Codec(Generic[H]):
         self._cells = world.vm.cells
         self._threads = {thread.actor.name: thread for thread in world.threads}
 
+    @abstractmethod
     def head(self, name: str) -> H:
         """What has this name."""
-        raise NotImplementedError
 
+    @abstractmethod
     def name(self, head: H) -> str:
         """What it is called."""
-        raise NotImplementedError
 
     def thread(self, name: str) -> Any:
         """The thread that a channel belongs to."""
