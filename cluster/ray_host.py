@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from cluster.host import Host
 from cluster.link import Link
 from cluster.logged import LoggedEngine
 from cluster.transport import LOOPBACK, RayWire, Secret, SocketWire, Wire
+from racevisor.collector import settle
 from racevisor.errors import ClusterError, RacevisorError
 from racevisor.events import EventLog
 from racevisor.scenario import Case, Source, from_source
@@ -50,18 +50,6 @@ class HostSpec:
     log_dir: str  # "" for none
     secret: Secret | None = None  # None: frames travel by Ray calls
     ip: str = LOOPBACK
-
-
-def settle() -> None:
-    """Tell Python's collector that the machine stays, and that most of what comes after it goes by itself.
-
-    With its defaults it takes a fifth of a host's time, and more the bigger the machine is: it looks through the records of a
-    round again and again, none of which is part of a cycle.
-    """
-    gc.unfreeze()  # what was played before, if anything
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
 
 
 class Seat:

@@ -19,9 +19,9 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from cluster.nodes import machines
-from cluster.ray_host import settle
 from cluster.session import Session
 from racevisor.choose import Wanted
+from racevisor.collector import settle
 from racevisor.errors import ClusterError
 from racevisor.scenario import Case, Source, from_source
 from racevisor.share.checkpoint import Checkpoint

@@ -91,13 +91,14 @@ Undo = tuple[Channel, int, Any, Any, Any]
 
 
 class Snapshot:
-    """What World.rewind copies back."""
+    """What World.rewind copies back; `values` are those of the first of `cells`, all others are as they were at first."""
 
-    __slots__ = ("buffers", "depth", "ghosts", "histories", "queues", "values")
+    __slots__ = ("buffers", "cells", "depth", "ghosts", "histories", "queues", "values")
 
     def __init__(
         self,
         depth: int,
+        cells: list[Cell],
         values: list[Any],
         histories: list[int],
         buffers: list[StoreBuffer | None],
@@ -105,8 +106,15 @@ class Snapshot:
         ghosts: list[tuple[dict[str, Any], dict[str, int]]],
     ) -> None:
         self.depth = depth
+        self.cells = cells
         self.values = values
         self.histories = histories
         self.buffers = buffers
         self.queues = queues
         self.ghosts = ghosts
+
+    def keep(self, cells: list[Cell]) -> None:
+        """Forget the values of all other cells."""
+        wanted = {cell.index for cell in cells}
+        kept = [(cell, value) for cell, value in zip(self.cells, self.values, strict=False) if cell.index in wanted]
+        self.cells, self.values = [cell for cell, _ in kept], [value for _, value in kept]

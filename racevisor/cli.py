@@ -28,6 +28,7 @@ from racevisor.cli_analyze import analyze
 from racevisor.cli_conform import conform
 from racevisor.cli_options import as_json, in_full, into_trace_dir, not_shrunk, of_vcpus, shrink_budget, widely
 from racevisor.cli_why import compare, explain, report, step
+from racevisor.collector import collect_rarely
 from racevisor.errors import RacevisorError, Unfinished
 from racevisor.start import INTERRUPTED
 
@@ -349,6 +350,7 @@ for _command in (analyze, compare, conform, explain, report, step):
 def main(arguments: list[str] | None = None) -> None:
     """The console script: every failure is one message and an exit status, never a traceback for bad input."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    collect_rarely()
     try:
         status = cli.main(arguments, prog_name="racevisor", standalone_mode=False)
         sys.stdout.flush()

@@ -285,7 +285,7 @@ class Decomposition:
         start = None
         if head is not None:
             start = head[1]
-            start.values = [start.values[cell.index] for cell in cells]
+            start.keep(cells)
             # an IPI that is on its way to another part stays on its way
             arrivals = [(channel, queue, world.landing(channel.payload)) for channel, queue in start.queues]
             start.queues = [(channel, queue) for channel, queue, cell in arrivals if cell is not None and cell.index in play]

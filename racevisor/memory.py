@@ -56,7 +56,8 @@ class StoreBuffer:
 
     def contents(self) -> tuple[tuple[int, Any, int], ...]:
         """The posted stores as a value; equal contents behave alike."""
-        return tuple((e.cell.index, e.value, self.epoch - e.epoch) for e in self.entries)
+        epoch = self.epoch
+        return tuple([(e.cell.index, e.value, epoch - e.epoch) for e in self.entries])
 
     def post(self, op: Op) -> Posted:
         """Append a store; a release store is ordered after all earlier ones."""
@@ -97,12 +98,16 @@ class StoreBuffer:
             return []
         if not self.per_cell:
             return entries[:1]
-        heads: list[Posted] = []
-        oldest = entries[0].epoch
+        heads = entries[:1]
+        if len(entries) == 1:
+            return heads
+        oldest = heads[0].epoch
+        cells = {heads[0].cell.index}
         for entry in entries:
             if entry.epoch > oldest:
                 break
-            if all(entry.cell is not head.cell for head in heads):
+            if entry.cell.index not in cells:
+                cells.add(entry.cell.index)
                 heads.append(entry)
         return heads
 

@@ -337,18 +337,20 @@ class Stepper:
                 if channel.at >= 0:
                     self._disable(channel)
             return
-        wanted = set()
+        wanted = []
+        flushes = thread.flushes
         for entry in buffer.movable():
             key = entry.cell.index if buffer.per_cell else -1
-            wanted.add(key)
-            head = thread.flushes.get(key)
+            head = flushes.get(key)
             if head is None:
                 name = buffer_name(thread.actor.name, entry.cell, self.memory)
                 head = self._channel(name, STORE_BUFFER, thread, entry.cell if buffer.per_cell else None)
-                thread.flushes[key] = head
-            self._enable(head)
-        for key, channel in thread.flushes.items():
-            if key not in wanted:
+                flushes[key] = head
+            wanted.append(head)
+            if head.at < 0:
+                self._enable(head)
+        for channel in flushes.values():
+            if channel.at >= 0 and channel not in wanted:
                 self._disable(channel)
 
     # ---- what a replay asks -----------------------------------------------------------------------------------------------

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import shlex
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from typing import Any
 
+from racevisor.collector import collect_rarely
 from racevisor.explore import Verdict, explore_case
 from racevisor.scenario import Case, Scenario, Source, from_source
 from racevisor.twins import Twins
@@ -140,14 +140,9 @@ def where(case: Case) -> str:
     return f"  in the search of {case}\n  alone:  racevisor explore {shlex.quote(case.source.path)} {cell}{vcpus}"
 
 
-#: New objects before the garbage collector looks for cycles.  A search keeps millions of tuples, and by default (700) they are
-#: looked through again and again; in cycles there are only the machines of cells that are done.
-_OBJECTS = 50_000
-
-
 def _begin() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
-    gc.set_threshold(_OBJECTS, 20, 50)
+    collect_rarely()
 
 
 _loaded: dict[str, Scenario] = {}

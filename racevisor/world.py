@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 from actors.actor import Cell
@@ -20,6 +21,7 @@ from racevisor.step import CHOICE, IPI, STORE_BUFFER, THREAD, Step
 from racevisor.stepper import MAX_STEPS as MAX_STEPS
 from racevisor.stepper import Gate, Stepper
 from racevisor.stepper import innermost_function as innermost_function
+from racevisor.written import Written
 
 _LOAD, _FENCE, _AWAIT, _SEND, _CHOOSE = Code.LOAD, Code.FENCE, Code.AWAIT, Code.SEND, Code.CHOOSE
 _WRITE = Order.WRITE
@@ -31,6 +33,12 @@ class World(Stepper):
 
     #: where executions set out from, if not from the initial state
     start: Snapshot | None = None
+
+    @cached_property
+    def written(self) -> Written:
+        """The cells that can change, as far as is known; needs a World made with automata=True."""
+        assert self.automata is not None
+        return Written(self.cells, self.automata.ops, self.landing)
 
     def reset(self) -> None:
         """Back to the state that executions set out from."""
@@ -76,13 +84,15 @@ class World(Stepper):
 
     def snapshot(self) -> Snapshot:
         """The present state; needs a World made with automata=True."""
+        cells = self.written.cells
         return Snapshot(
             len(self.steps),
-            [cell.value for cell in self.cells],
+            cells,
+            [cell.value for cell in cells],
             [thread.history for thread in self.threads],
             [thread.buffer.copy() if thread.buffer is not None and thread.buffer.entries else None for thread in self.threads],
             [(channel, channel.queue) for channel in self.flying if channel.queue],
-            [(dict(m.ghost), dict(m.where)) for m in self.monitors],
+            [(m.ghost and dict(m.ghost), m.where and dict(m.where)) for m in self.monitors],
         )
 
     def rewind(self, snapshot: Snapshot) -> None:
@@ -90,8 +100,7 @@ class World(Stepper):
         assert self.automata is not None
         del self.steps[snapshot.depth :]
         self.violations = []
-        for cell, value in zip(self.cells, snapshot.values, strict=True):
-            cell.value = value
+        self.written.restore(snapshot.cells, snapshot.values)
         for thread in self.threads:
             if thread.op is not None and thread.op.code == _AWAIT:
                 thread.op.cell.waiters.clear()  # type: ignore[union-attr]
@@ -102,17 +111,21 @@ class World(Stepper):
         for channel, queue in snapshot.queues:
             channel.queue = queue
             self._enable(channel)
+        ops, gate = self.automata.ops, self.gate
         for thread, history, buffer in zip(self.threads, snapshot.histories, snapshot.buffers, strict=True):
             thread.history = history
             thread.answers = []
+            op = thread.op = ops[history]
             if buffer is not None:
                 thread.buffer = buffer.copy()
                 self._refresh_buffer(thread)
             elif thread.buffer is not None and thread.buffer.entries:
                 thread.buffer.entries = []  # how many barriers there were matters to nothing that is left
-            thread.op = self.automata.ops[history]
-            if thread.op is not None:
-                self._arm(thread, thread.op)
+            if op is not None:
+                if buffer is not None or gate is not None or op.code == _AWAIT or op.code == _CHOOSE:
+                    self._arm(thread, op)
+                else:
+                    self._enable(thread.channel)
 
     def undo(self, depth: int) -> None:
         """Take back the latest steps until `depth` are left; needs a journal, and a World made with automata=True.
@@ -201,7 +214,7 @@ class World(Stepper):
 
     def fingerprint(self) -> tuple[Any, ...]:
         """The present state as a value: equal values behave alike.  Needs a World made with automata=True."""
-        parts: list[Any] = [cell.value for cell in self.cells]
+        parts = self.written.state()
         for thread in self.threads:
             parts.append(thread.history)
             if thread.buffer is not None and thread.buffer.entries:
@@ -243,4 +256,5 @@ class World(Stepper):
         `start`, if it is given.  Needs a World made with automata=True.
         """
         self.threads, self.cells, self.monitors, self.gate, self.start = threads, cells, monitors, gate, start
+        self.__dict__.pop("written", None)
         self._empty()

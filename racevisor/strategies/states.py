@@ -45,6 +45,7 @@ from racevisor.world import Channel, Execution, Snapshot, World
 #: What a head touches: (domain, does it write?, what a monitor tells its step from)
 Touch = tuple[int, bool, Pairs]
 Sleep = dict[Channel, Touch]
+Place = tuple[int, int]  # (number of the channel, index of the cell)
 _CHAIN = 1_000  # private steps in a row before the other threads are looked at; steps of an execution that only learns
 _LONG = 200  # private steps in a row, from which on it is looked whether they go round in a circle
 LEARN = 16  # random executions first: they learn which cells are shared, and often meet a bad one
@@ -80,7 +81,9 @@ class StatefulSearch:
         self.domains: list[Domain] = []
         self.owners: dict[int, int] = {}  # domain or pair of a monitor -> the one accessor seen so far, or SHARED
         self.rounds: set[int] = set()  # local states at checkpoints to which a thread came back by private steps alone
-        self.settled: dict[int, bool] = {}  # local state -> is its head private?  For heads whose toucher is known
+        #: is the head private?  By local state, or by where a store or IPI arrives; only for heads whose toucher is known
+        self.settled: dict[int | Place, bool] = {}
+        self.certain = False  # is that known for all heads of the present state?
         self.noted: set[int] = set()  # local states whose head has been noted; who is known to touch a domain stays known
         self.blocked = 0
         self.bounded = False
@@ -131,9 +134,19 @@ class StatefulSearch:
             channel, self.next = self.next, None
             self._leave(channel, self.frames[-1].sleep)
             return channel
+        settled = self.settled
+        self.certain = False
         while self.reduce and len(self.world.steps) - self.chain < _CHAIN:
+            self.certain = True
             for channel in movable:
-                if not self._private(channel):
+                if channel.kind == CHOICE:
+                    continue
+                key = channel.thread.history if channel.kind == THREAD else self._place(channel)
+                private = settled.get(key)
+                if private is None:
+                    private = self._private(channel)
+                    self.certain = self.certain and key in settled
+                if not private:
                     continue
                 for posted in channel.thread.flushes.values() if channel.kind == THREAD else ():
                     if posted.at >= 0 and self._private(posted):
@@ -232,12 +245,12 @@ class StatefulSearch:
 
     def _private(self, channel: Channel) -> bool:
         """Does the head commute with all that others may do?  Claims an untouched domain for its thread."""
-        if channel.kind == THREAD:
-            settled = self.settled.get(channel.thread.history)
-            if settled is not None:
-                return settled
-        elif channel.kind == CHOICE:
+        if channel.kind == CHOICE:
             return False
+        place = channel.thread.history if channel.kind == THREAD else self._place(channel)
+        settled = self.settled.get(place)
+        if settled is not None:
+            return settled
         shares = self._shares(channel)
         if not shares:
             return True
@@ -254,9 +267,16 @@ class StatefulSearch:
         if private and channel.thread.buffer is not None and self._judged(channel):
             # A monitor may see whether this head comes before or after a posted store of its own thread.
             return not any(entry.cell.judges for entry in channel.thread.buffer.entries)
-        if known and channel.kind == THREAD:
-            self.settled[channel.thread.history] = private
+        if known:
+            self.settled[place] = private
         return private
+
+    def _place(self, channel: Channel) -> Place:
+        """Where a posted store or an IPI is about to arrive."""
+        if channel.kind == IPI:
+            return channel.number, -1
+        cell = channel.payload
+        return channel.number, channel.thread.buffer.entries[0].cell.index if cell is None else cell.index  # type: ignore[union-attr]
 
     def _judged(self, channel: Channel) -> bool:
         cell, _ = self.world.access(channel)
@@ -302,8 +322,9 @@ class StatefulSearch:
     def _expand(self, movable: list[Channel]) -> Channel | None:
         """A state where threads compete: what of it is left to explore?"""
         if self.reduce:
-            for channel in movable:
-                self._touch(channel)
+            if not self.certain:
+                for channel in movable:
+                    self._touch(channel)
             if self.again:
                 return None
         key, slept = self._known()
@@ -344,7 +365,7 @@ class StatefulSearch:
         """Take `channel` out of a state: what commutes with it sleeps on; from now on it sleeps in that state itself."""
         if self.reduce:
             touch = self._access(channel)
-            self.sleep = {o: access for o, access in sleep.items() if not _dependent(o, access, channel, touch)}
+            self.sleep = _commuting(sleep, channel, touch) if sleep else {}
             if not self._private(channel):  # where a chain was broken it might lead back here, and nothing but it be taken below
                 sleep[channel] = touch
 
@@ -377,8 +398,17 @@ def accessor_of(channel: Channel) -> int:
     return -channel.number - 10 if channel.kind == IPI else channel.thread.channel.number
 
 
-def _dependent(a: Channel, access: Touch, b: Channel, touch: Touch) -> bool:
-    if a is b or (a.thread is b.thread and a.kind in _OF_THREAD and b.kind in _OF_THREAD):
-        return True
+def _commuting(sleep: Sleep, channel: Channel, touch: Touch) -> Sleep:
+    """Those whose heads commute with that of `channel`."""
     domain, writes, pairs = touch
-    return (access[0] == domain and domain >= 0 and (access[1] or writes)) or any(pair in access[2] for pair in pairs)
+    thread = channel.thread if channel.kind in _OF_THREAD else None
+    found = {}
+    for other, access in sleep.items():
+        if other is channel or (other.thread is thread and other.kind in _OF_THREAD):
+            continue
+        if access[0] == domain and domain >= 0 and (access[1] or writes):
+            continue
+        if pairs and any(pair in access[2] for pair in pairs):
+            continue
+        found[other] = access
+    return found
