@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from actors.actor import Actor
 from actors.ops import Op
-from racevisor.errors import Unhashable
+from racevisor.errors import Unhashable, UsageError
 
 if TYPE_CHECKING:
     from racevisor.channel import Thread
@@ -32,6 +32,10 @@ def resume(actor: Actor, send: Callable[[Any], Op] | None, value: Any) -> Op | N
     return op
 
 
+#: Machines of more actors with private state are not looked after: it would cost more than the moves themselves.
+_GUARDED = 16
+
+
 class Automata:
     """The local states and moves of all threads of one World."""
 
@@ -48,6 +52,8 @@ class Automata:
         self._live: dict[Thread, tuple[Any, int]] = {}  # a coroutine of the thread and the local state it stands in
         self.threads = threads
         self.resuming = False  # does a thread run now?
+        private = [actor for actor in threads[0].actor.vm.actors if actor.state] if threads else []
+        self._private = private if len(private) <= _GUARDED else []  # whose private state nobody else may change
 
     def move(self, thread: Thread, value: Any, before: int) -> int:
         """The local state after `thread` got `value` in local state `before` (-1: not started)."""
@@ -74,8 +80,12 @@ class Automata:
             for name, known in zip(actor.state, self.private[before], strict=True):
                 setattr(actor, name, known)
         actor.checkpoint_seen = None
+        others = [(other, other.local_state()) for other in self._private if other is not actor]
         op = resume(actor, coroutine.send, value)
         self.resuming = False
+        for other, was in others:
+            if other.local_state() != was:
+                raise _not_its_own(actor, other, was)
         seen: tuple[Any, ...] | None = actor.checkpoint_seen
         if op is None:
             key: Any = (actor.name, "end", actor.local_state())
@@ -133,6 +143,16 @@ class Automata:
         """Drop every coroutine."""
         for thread in self.threads:
             self.forget(thread)
+
+
+def _not_its_own(actor: Actor, other: Actor, was: tuple[Any, ...]) -> UsageError:
+    for name, before, after in zip(other.state, was, other.local_state(), strict=True):
+        if before != after:
+            return UsageError(
+                f"{actor.name} changed {other.name}.{name} from {before!r} to {after!r}, which is private state of {other.name}\n"
+                f"  what another actor's thread may change is shared: make it a cell of {other.name}, and use ops on it"
+            )
+    raise AssertionError("nothing was changed")
 
 
 def _unhashable(actor: Actor, when: str) -> Unhashable:

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import by_brute_force, by_source_dpor, search, world
 
+from actors.actor import Actor
 from actors.ops import READ_ONCE, WRITE_ONCE, await_masked, describe, set_bit
 from actors.thread import Thread
 from actors.vm import Vm
-from racevisor.errors import RacevisorError, Unhashable
+from racevisor.errors import RacevisorError, Unhashable, UsageError
 from racevisor.memory import MODELS
 from racevisor.monitor import Monitor
 from racevisor.oracles.protocols import peterson, two_phase_commit
@@ -138,6 +139,25 @@ def test_a_private_attribute_that_cannot_be_hashed_is_reported_with_its_name() -
     with pytest.raises(
         Unhashable, match=r"P0.log is \[1\] at checkpoint 'here': a list, which cannot be hashed.*\n  keep a tuple"
     ):
+        counted(World(vm, "sc", automata=True))
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_private_state_that_another_thread_changes_is_an_error_and_not_a_wrong_verdict(running: bool) -> None:
+    """A thread's moves are remembered with its own private state: what they do to anybody else's would be lost."""
+    vm = Vm()
+    m: Any = vm.guest_memory(x=0)
+
+    async def body(me: Any) -> None:
+        if me is not other:
+            await READ_ONCE(m.x)
+            other.busy = True
+        await READ_ONCE(m.x)
+
+    other: Any = Thread(vm, "disk", body, busy=False) if running else Actor(vm, "disk")
+    other.private(busy=False)
+    Thread(vm, "P0", body, seen=())
+    with pytest.raises(UsageError, match=r"P0 changed disk\.busy from False to True, .*\n  .*: make it a cell of disk"):
         counted(World(vm, "sc", automata=True))
 
 
