@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as Rows
 from rich.text import Text
 
 from racevisor import choose, trace
@@ -23,10 +23,11 @@ from racevisor.commands.output import (
 )
 from racevisor.commands.why import print_reason
 from racevisor.errors import RacevisorError, UsageError
-from racevisor.explore import Verdict, Witness, cases, explore, explore_case
+from racevisor.explore import Verdict, Witness, cases, explore_case
 from racevisor.ledger import BOUND_REACHED, short
 from racevisor.reason import Reason, Wish, reason
 from racevisor.scenario import Always, Case, Never
+from racevisor.table import Table
 
 
 def explore_scenario(
@@ -73,23 +74,23 @@ def explore_scenario(
                 if name is not None:
                     raise UsageError(f"{resume} knows what is searched there\n  racevisor explore --resume {resume}")
                 sharing = shared.resumed(resume, workers=workers, address=address, make_crew=make_crew)
+                asked = sharing.cases
             else:
                 asked = cases(str(name), variants, setups, memories, vcpus)
                 sharing = shared.begin(asked, options, workers=workers, address=address, directory=directory, make_crew=make_crew)
-            options["seed"], cells = sharing.seed, len(sharing.cases)
+            options["seed"] = sharing.seed
             found = sharing.search()
             wanted, verdicts = [case for case, _ in found], [verdict for _, verdict in found]
             interrupted, problem = sharing.interrupted, sharing.problem
             if problem is not None and not verdicts:
                 raise problem
         else:
-            wanted = cases(str(name), variants, setups, memories, vcpus)
-            cells = len(wanted)
+            asked = cases(str(name), variants, setups, memories, vcpus)
             choose.kind(choose.Wanted(**options))
             first = (
-                _First(out, wanted, trace_dir, options["seed"], full, wish) if not as_json and _at_once(wanted, picture) else None
+                _First(out, asked, trace_dir, options["seed"], full, wish) if not as_json and _at_once(asked, picture) else None
             )
-            interrupted = _search(wanted, verdicts, jobs, options, first)
+            wanted, interrupted = _search(asked, verdicts, jobs, options, first)
         shown = _to_draw(verdicts, picture)
         if shown is not None and (first is None or first.drawn != shown):
             try:
@@ -101,6 +102,7 @@ def explore_scenario(
             verdicts[shown].witness = told.witness
         traces, unsaved = _save(wanted, verdicts, trace_dir, options["seed"])
         problem = problem or unsaved or (first.problem if first is not None else None)
+    cells = len(asked)
     confirmed = sum(v.confirmed for v in verdicts)
     status = 130 if interrupted else problem.exit_status if problem else 0 if confirmed == cells else 1
     if problem is not None:
@@ -112,7 +114,7 @@ def explore_scenario(
         ]
         error = {"error": str(problem)} if problem else {}
         kept = {} if sharing is None else {"dir": str(sharing.checkpoint.directory)}
-        whole = claims_json(wanted if sharing is None else sharing.cases, verdicts, claims)
+        whole = claims_json(asked, verdicts, claims)
         print_json({**whole, "interrupted": interrupted, **kept, **error})
         return status
     if verdicts:
@@ -194,25 +196,31 @@ class _First:
             self.out.print()
 
 
-def _search(wanted: list[Case], verdicts: list[Verdict], jobs: int | None, options: dict[str, Any], first: _First | None) -> bool:
-    """Fill `verdicts`; True if Ctrl-C ended it early."""
-    try:
-        if len(wanted) == 1:
+def _search(
+    wanted: list[Case], verdicts: list[Verdict], jobs: int | None, options: dict[str, Any], first: _First | None
+) -> tuple[list[Case], bool]:
+    """Fill `verdicts`; (the cells that they are about, did Ctrl-C end it early?)."""
+    if len(wanted) == 1:
+        try:
             with Meter(str(wanted[0]), None, "executions") as meter:
-                verdict = explore_case(wanted[0], on_look=meter.look, **options)
-                verdicts.append(verdict)
-            return False
-        with Meter(f"exploring {wanted[0].scenario.name}", len(wanted), "cells") as meter:
-            progress = explore(
-                wanted, jobs=jobs or min(processors(), len(wanted)), on_progress=lambda done, _: meter.update(done), **options
-            )
-            for n, verdict in enumerate(progress):
-                verdicts.append(verdict)
+                verdicts.append(explore_case(wanted[0], on_look=meter.look, **options))
+        except KeyboardInterrupt:
+            return [], True
+        return wanted, False
+    with (
+        Meter(f"exploring {wanted[0].scenario.name}", len(wanted), "cells") as meter,
+        Table(wanted, jobs or min(processors(), len(wanted)), lambda done, _: meter.update(done), options) as found,
+    ):
+        try:
+            for n in range(len(wanted)):
+                verdicts.append(found.settle(n))
                 if first is not None:
-                    first.look(n, verdict, meter)
-    except KeyboardInterrupt:
-        return True
-    return False
+                    first.look(n, verdicts[n], meter)
+        except KeyboardInterrupt:  # what was found before its turn came is not lost either
+            done = sorted(found.done)
+            verdicts[:] = [found.done[n] for n in done]
+            return [wanted[n] for n in done], True
+    return wanted, False
 
 
 def _save(
@@ -259,7 +267,7 @@ def _to_draw(verdicts: list[Verdict], picture: bool) -> int | None:
 def print_table(out: Console, verdicts: list[Verdict]) -> None:
     """One row for each cell."""
     wide = out.width >= 100
-    table = Table(box=None, padding=(0, 2 if wide else 1, 0, 0), pad_edge=False, header_style="dim")
+    table = Rows(box=None, padding=(0, 2 if wide else 1, 0, 0), pad_edge=False, header_style="dim")
     for heading in ("variant", "set-up", "mem", "claimed", "found", "verdict"):
         table.add_column(heading)
     for heading in ("runs" if not wide else "executions", "states", "time"):
