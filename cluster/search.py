@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -33,6 +34,8 @@ from racevisor.table import where
 SLICE, SHORT = 0.5, 0.05
 #: How often the driver looks up while it waits for results, in seconds: for the clock, the cluster and Ctrl-C.
 LOOK_UP = 0.2
+#: Seconds beyond its slice after which a worker is asked whether it is there, and for which it is given time to answer.
+SILENCE, GIVE_UP = 20.0, 40.0
 #: So many deaths in a row without a result, and it is no accident.
 DEATHS = 5
 #: Cells of which a worker keeps the World; those that it worked on last.
@@ -49,16 +52,16 @@ class Hand:
         self.scenario: Any = None
         self.workers: dict[int, Worker] = {}
 
-    def work(self, cell: int, given: bytes, seconds: float) -> tuple[int, float, bytes]:
-        """(process id, CPU seconds, result) of what was handed out."""
+    def work(self, cell: int, given: bytes, seconds: float) -> tuple[str, int, float, bytes]:
+        """(machine, process id, CPU seconds, result) of what was handed out."""
         began = time.process_time()
         result = work(self._worker(cell), msgpack.unpackb(given), seconds)
         packed = msgpack.packb(result)
-        return os.getpid(), time.process_time() - began, packed
+        return ray.get_runtime_context().get_node_id(), os.getpid(), time.process_time() - began, packed
 
-    def beat(self) -> int:
-        """Still there."""
-        return os.getpid()
+    @ray.method(concurrency_group="beat")
+    def beat(self) -> None:
+        """Still there; a thread of its own says so while another one works."""
 
     def _worker(self, cell: int) -> Worker:
         worker = self.workers.pop(cell, None)
@@ -78,13 +81,16 @@ class Hand:
 
 
 _remote: Any = ray.remote  # its types know fewer options than it has
-RayHand: Any = _remote(num_cpus=0, max_restarts=0, max_task_retries=0, enable_task_events=False)(Hand)
+RayHand: Any = _remote(num_cpus=0, max_restarts=0, max_task_retries=0, enable_task_events=False, concurrency_groups={"beat": 1})(
+    Hand
+)
 
 
 class Crew:
     """A context: Ray, and the workers of one search.  `run` searches; what was found is in `sharing`, whatever ends it.
 
-    `slices` are seconds of work between two results: while nobody waits, and while somebody does.
+    `slices` are seconds of work between two results: while nobody waits, and while somebody does.  A worker that is silent for
+    the first of `patience` beyond them, and for the second after it was asked, is given up like one that died.
     """
 
     def __init__(
@@ -94,19 +100,24 @@ class Crew:
         address: str | None = None,
         checkpoint: Checkpoint | None = None,
         slices: tuple[float, float] = (SLICE, SHORT),
+        patience: tuple[float, float] = (SILENCE, GIVE_UP),
         on_look: Callable[[Crew], None] | None = None,
         start_timeout: float = 20.0,
     ) -> None:
         self.sharing = sharing
         self.checkpoint = checkpoint
         self.slices = slices
+        self.silence, self.give_up = patience
         self.on_look = on_look
         self.session = Session(address, start_timeout=start_timeout)
         self.hands: list[Any] = []
         self.out: dict[Any, tuple[int, int, int]] = {}  # by what Ray owes us: (worker, cell, number)
         self.idle: list[int] = []
-        #: the process of each worker, once it has given a result
+        #: the process of each worker on the driver's machine, once it has given a result
         self.pids: dict[int, int] = {}
+        self.due: dict[Any, float] = {}  # by what Ray owes us: when it should be there
+        self.begun: set[int] = set()  # who has given a result: to start one may take long
+        self.asked: dict[int, tuple[Any, float]] = {}  # by worker: what it is to answer, and since when
         self.cpus = 0
         self.deaths = self.deaths_in_a_row = self.pieces = 0
         self.cpu_seconds = 0.0  # of all results
@@ -167,6 +178,7 @@ class Crew:
             for ref in ready:
                 self._home(ref)
             self.session.pulse.check()
+            self._listen()
             if self.checkpoint is not None:
                 self.checkpoint.save(now=False)
             if self.on_look is not None:
@@ -189,37 +201,63 @@ class Crew:
         left = self.sharing.left(cell)
         ref = self.hands[worker].work.remote(cell, msgpack.packb(piece), seconds if left is None else min(seconds, left))
         self.out[ref] = worker, cell, number
+        self.due[ref] = time.perf_counter() + seconds
 
     def _home(self, ref: Any) -> None:
         worker, cell, number = self.out.pop(ref)
+        del self.due[ref]
         try:
-            pid, cpu, packed = ray.get(ref)
+            machine, pid, cpu, packed = ray.get(ref)
         except RayActorError as death:
             self.sharing.lost(cell, number, worker)
-            self._replace(worker, death)
+            self._replace(worker, str(death))
             return
         except RayTaskError as error:
             cause = error.cause
             cause.add_note(where(self.sharing.cells[cell].case))
             raise cause from error
         self.deaths_in_a_row = 0
+        self.begun.add(worker)
         self.pieces += 1
         self.cpu_seconds += cpu
-        self.pids[worker] = pid
+        if machine == ray.get_runtime_context().get_node_id():
+            self.pids[worker] = pid
         self.idle.append(worker)
         self.sharing.take(cell, number, msgpack.unpackb(packed), worker)
 
-    def _replace(self, worker: int, death: RayActorError) -> None:
+    def _listen(self) -> None:
+        """Who is late is asked whether it is there: it may be at a long step, or hang, and then it does not answer."""
+        now = time.perf_counter()
+        for ref, (worker, cell, number) in list(self.out.items()):
+            if now - self.due[ref] < self.silence or worker not in self.begun:
+                continue
+            beat, since = self.asked.get(worker, (None, 0.0))
+            if beat is None:
+                self.asked[worker] = self.hands[worker].beat.remote(), now
+            elif ray.wait([beat], timeout=0)[0]:
+                del self.asked[worker]
+                self.due[ref] = now
+            elif now - since > self.give_up:
+                del self.out[ref], self.due[ref]
+                self.sharing.lost(cell, number, worker)
+                self._replace(worker, f"no answer for {now - since:.0f} s")
+
+    def _replace(self, worker: int, death: str) -> None:
         self.deaths += 1
         self.deaths_in_a_row += 1
-        self.pids.pop(worker, None)
+        self.asked.pop(worker, None)
+        self.begun.discard(worker)
+        pid = self.pids.pop(worker, None)
         if self.deaths_in_a_row > DEATHS:
-            said = (str(death).strip().splitlines() or ["no reason given"])[0][:200]
+            said = (death.strip().splitlines() or ["no reason given"])[0][:200]
             raise ClusterError(
                 f"workers died {self.deaths_in_a_row} times in a row without a result in between: {said}\n"
                 f"  what was found is kept; see:  ray status"
             )
         with contextlib.suppress(RayError):
             ray.kill(self.hands[worker])
+        if pid is not None:  # a process that is stopped does not hear Ray
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self.hands[worker] = self.session.pulse.call(self._hire)
         self.idle.append(worker)

@@ -24,6 +24,8 @@ from racevisor.scenario import Case
 from racevisor.share.checkpoint import FILE, Checkpoint, resume
 from racevisor.share.search import Sharing
 
+psutil = pytest.importorskip("psutil", reason="Ray's own, on the path once Ray is imported")
+
 needs_ray = pytest.mark.usefixtures("embedded_ray")
 ROOT = Path(__file__).resolve().parent.parent
 OPTIMAL = Wanted(strategy="optimal", to_the_end=True)
@@ -35,10 +37,14 @@ def cell() -> Case:
 
 
 def searched(
-    case: Case, workers: int, slices: tuple[float, float] = (0.01, 0.005), on_look: Callable[[Crew], None] | None = None
+    case: Case,
+    workers: int,
+    slices: tuple[float, float] = (0.01, 0.005),
+    on_look: Callable[[Crew], None] | None = None,
+    **options: Any,
 ) -> tuple[str, Crew]:
     sharing = Sharing([case], OPTIMAL, workers)
-    with Crew(sharing, slices=slices, on_look=on_look) as crew:
+    with Crew(sharing, slices=slices, on_look=on_look, **options) as crew:
         crew.run()
     ((_, verdict),) = sharing.verdicts()
     assert verdict.ledger.exhausted
@@ -74,6 +80,27 @@ def test_workers_that_are_killed_at_twenty_moments_lose_nothing() -> None:
     assert certificate == whole
     assert len(kills) == 20
     assert crew.deaths >= 15  # some were killed when they had nothing to do, at the very end
+
+
+@needs_ray
+def test_a_worker_that_hangs_is_given_up_and_its_piece_is_handed_out_again() -> None:
+    """Ray does not notice that: the process is there, and its connections are."""
+    whole, _ = searched(cell(), 1)
+    stopped: list[Any] = []
+
+    def fault(crew: Crew) -> None:
+        if crew.pieces >= 2 and crew.pids and not stopped:
+            stopped.append(psutil.Process(crew.pids[min(crew.pids)]))
+            stopped[0].suspend()
+
+    try:
+        certificate, crew = searched(cell(), 2, (0.002, 0.001), fault, patience=(0.2, 1.0))
+        assert certificate == whole
+        assert crew.deaths >= 1
+        stopped[0].wait(30)
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            stopped[0].kill()
 
 
 def test_driver_and_workers_that_are_killed_go_on_where_they_were(tmp_path: Path) -> None:
