@@ -343,6 +343,10 @@ def test_stress_goes_on_after_a_kill_and_tells_of_it_when_it_is_interrupted(begi
     assert (status, found["interrupted"]) == (130, True)
     assert (found["rounds"], found["aborted"]) == (len(rounds), len(aborted)) and len(aborted) >= 3
     assert not set(rounds) & set(aborted)
+    assert [number for loss in found["losses"] for number in loss["rounds"]] == aborted
+    for loss in found["losses"]:
+        for amounts in (loss.get("parts"), loss.get("messages")):  # there is none where Ctrl-C came before it was known
+            assert amounts is None or amounts["sent"] == amounts["delivered"] + amounts["in_flight"] + amounts["lost"]
 
 
 @pytest.mark.parametrize("moment", [GCS, "ray::Seat"])

@@ -135,6 +135,7 @@ def tally_json(tally: Tally, seconds: float) -> dict[str, Any]:
         "bad": tally.bad,
         "stuck": tally.stuck,
         "aborted": tally.aborted_rounds,
+        "losses": [_loss_json(gone) for gone in tally.aborted],
         "messages": tally.messages,
         "crossed": tally.crossed,
         "outcomes": dict(tally.outcomes.most_common()),
@@ -213,6 +214,12 @@ def _loss(gone: Any) -> str:
     numbers = ", ".join(str(number) for number in gone.numbers)
     account = f"; {gone.account}" if gone.account is not None else ""
     return f"lost{' and replaced' if gone.replaced else ''}: {gone.host}; aborted: round {numbers}{account} ({gone.why})"
+
+
+def _loss_json(gone: Any) -> dict[str, Any]:
+    account = gone.account
+    amounts = {} if account is None else {"parts": account.parts._asdict(), "messages": account.messages._asdict()}
+    return {"host": gone.host, "rounds": list(gone.numbers), "replaced": gone.replaced, "why": gone.why, **amounts}
 
 
 def _save_shrunk(tally: Tally, told: Reason) -> None:
