@@ -11,7 +11,7 @@ PYTHON ?= python3.13 python3.12 python3.11 python3
 
 MINUTES ?= 10
 
-.PHONY: help setup demo test verify corpus docs site lint bench soak wheel lock clean
+.PHONY: help setup demo test verify corpus docs site reports lint bench soak wheel lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -23,6 +23,7 @@ help:
 	@echo "  make corpus   shrink and explain every variant that goes wrong: minutes"
 	@echo "  make docs     write docs/verdicts.md, the page of all claims"
 	@echo "  make site     build the documentation's site into site/"
+	@echo "  make reports  the five patches before and after, as pages in reports/"
 	@echo "  make lint     ruff, ruff format --check, mypy --strict"
 	@echo "  make bench    cost of a step, and what the strategies and live runs reach"
 	@echo "  make soak     play live for minutes: does anything grow?  (MINUTES=$(MINUTES))"
@@ -59,6 +60,9 @@ docs: $(STAMP)
 site: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 	@echo "racevisor: the documentation is in site/index.html"
+
+reports: $(STAMP)
+	$(BIN)/python docs/hooks.py reports
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -111,5 +115,5 @@ lock:
 	  --upgrade --no-emit-index-url --no-emit-find-links --quiet --output-file requirements.lock pyproject.toml
 
 clean:
-	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site reports *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -16,25 +16,30 @@ a `racevisor.errors.RacevisorError`, whose text says what, where, and what to do
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from racevisor import trace
+from racevisor import table, trace
 from racevisor.errors import NotDeterministic, RacevisorError, UsageError
-from racevisor.explore import Verdict, cases, explore_case, witness
+from racevisor.explore import Verdict, cases, claimed_cells, explore_case, witness
 from racevisor.explore import explore as explore_cases
 from racevisor.ledger import Look
 from racevisor.reason import Reason, Wish, reason
 from racevisor.reenact import reenact
-from racevisor.scenario import Case, default_setup, load, require
+from racevisor.scenario import Case, built_in, default_setup, load, require
 from racevisor.shrink import SECONDS
 from racevisor.sides import Side, study
 from racevisor.trace import Trace
 from racevisor.world import Execution, World
 
 if TYPE_CHECKING:
+    from racevisor.analysis.report import Report as Analysis
+    from racevisor.conform.agreement import Agreement
+    from racevisor.oracles.measure import Result
+    from racevisor.report.whole import Report
     from racevisor.rounds import Tally
 
 
@@ -65,6 +70,27 @@ def check(
     `on_progress(done, of)` is called with every cell that is done.  See `Verdict.confirmed`, `.finding` and `.ledger`.
     """
     return list(explore_cases(cases(name, variants, setups, memories, vcpus), jobs=jobs, on_progress=on_progress, **options))
+
+
+def verify(
+    names: Sequence[str] = (),
+    variants: Sequence[str] = (),
+    setups: Sequence[str] = (),
+    memories: Sequence[str] = (),
+    *,
+    jobs: int = 1,
+    on_progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> Iterator[Verdict]:
+    """The same for several scenarios, by default all that are built in: minutes.  Each verdict is given out when it is there."""
+    return table.verdicts(claimed_cells(names or built_in(), variants, setups, memories), jobs, on_progress, options)
+
+
+def selfcheck(*, jobs: int = 1) -> list[Result]:
+    """The searches of this installation against numbers that are known from elsewhere; see `Result.agrees`."""
+    from racevisor.oracles.measure import results
+
+    return results(jobs)
 
 
 @dataclass(frozen=True)
@@ -159,6 +185,67 @@ def explain(file: Path | str, scenario: str | None = None, *, seconds: float = S
     return told
 
 
+@dataclass(frozen=True)
+class Reported:
+    """A report: its text, which `format` that is, where it was written, and what it was drawn from."""
+
+    text: str
+    format: str
+    output: Path | None
+    report: Report
+
+
+def report(
+    source: Path | str,
+    variant: str | None = None,
+    setup: str | None = None,
+    memory: str | None = None,
+    vcpus: int | None = None,
+    *,
+    output: Path | str | None = None,
+    format: str | None = None,
+    against: str | None = None,
+    scenario: str | None = None,
+    search: float = 5.0,
+    shrink: bool = True,
+    shrink_seconds: float = SECONDS,
+) -> Reported:
+    """A trace, a directory of rounds, or a scenario by name or path, as a page (`html`) or for `perfetto`, `shiviz`, `mermaid`.
+
+    A file is written if `output` names one, whose ending says the format unless it is given.  Of a scenario the cell is searched
+    for at most `search` seconds, and so is the variant `against`, by default the fix; 0: no searches, and no table of verdicts.
+    """
+    from racevisor.report import make
+
+    path = Path(source)
+    target = None if output is None else Path(output)
+    kind = make.kind_of(target or Path("report.html"), format)
+    asked = make.Asked(Wish(shrink, shrink_seconds), search, against, scenario)
+    trace_file = path.is_file() and path.suffix != ".py"
+    if trace_file and target is not None and target.exists() and target.samefile(path):
+        raise UsageError(
+            f"{target} is the trace itself\n  another name:  -o {target.with_name(f'{target.stem}-report{make.FORMATS[kind]}')}"
+        )
+    if trace_file or path.is_dir() or path.suffix == ".trace":
+        if any(one is not None for one in (variant, setup, memory, vcpus)):
+            raise UsageError(f"{path} is of one variant, set-up, memory model and size already\n  leave out what asks for one")
+        make_one = make.of_directory if path.is_dir() else make.of_trace
+        done = make_one(path, asked, judged=kind == "html")
+    else:
+        if not path.exists() and str(source) not in built_in():
+            raise UsageError(
+                f"there is no trace, no directory and no scenario {source}\n  scenarios: {', '.join(built_in())}\n"
+                f"  traces are saved in runs/ by explore and run:  racevisor explore init_sipi --variant before"
+            )
+        done = make.of_case(case(str(source), variant, setup, memory or "tso", vcpus), asked)
+    text = make.text_of(done, kind)
+    if target is not None:
+        if kind == "mermaid" and target.suffix == ".md":
+            text = f"```mermaid\n{text}```\n"
+        make.put(target, text)
+    return Reported(text, kind, target, done)
+
+
 def compare(
     name: str,
     one: str,
@@ -201,13 +288,112 @@ def run(
     where = log_dir or logs_of(wanted, trace_dir)
     asked = LiveOptions(log_dir=where, **options)
     tally = Tally(wanted, asked.seed, trace_dir, where)
+    _play(on_round, LiveRun(wanted, asked), tally)
+    return tally
+
+
+@dataclass(frozen=True)
+class Stressed:
+    """A stress so far: its directory, its counts since it was begun, how long it was played, and is all done that is wanted?"""
+
+    directory: Path
+    tally: Tally
+    aborted: int
+    seconds: float
+    done: bool
+
+
+def stress(
+    name: str | None = None,
+    variant: str | None = None,
+    setup: str | None = None,
+    memory: str = "tso",
+    vcpus: int | None = None,
+    *,
+    duration: str | None = None,
+    rounds: int | None = None,
+    directory: Path | None = None,
+    resume: Path | None = None,
+    on_round: Callable[[Any], None] = lambda played: None,
+    **options: Any,
+) -> Stressed:
+    """Play rounds until `duration` ("90s", "10m") or `rounds` are up; or go on with the stress in the directory `resume`.
+
+    `options` are those of `run`.  What ended it early is in `Stressed.tally.problem`; what was played is kept in the directory.
+    """
+    from cluster.live import LiveOptions, LiveRun
+    from racevisor.book import begun, carry_out, resumed
+
+    if (name is None) == (resume is None):
+        raise UsageError("a stress is of a scenario, or goes on in a directory\n  say one of the two:  name=..., resume=...")
+    if resume is not None:
+        book = resumed(resume, duration, rounds, options.get("address"))
+    else:
+        live = {"seed": 0, "vms": 1, **options}
+        book = begun(str(name), variant, setup, memory, vcpus, duration, rounds, directory, live)
+    done = carry_out(book, LiveOptions, LiveRun, partial(_play, on_round))
+    return Stressed(book.directory, book.tally, book.aborted, book.before + book.tally.seconds, done)
+
+
+def _play(
+    on_round: Callable[[Any], None],
+    live: Any,
+    tally: Tally,
+    rounds: int | None = None,
+    after: Callable[[Any], None] = lambda played: None,
+) -> None:
     try:
-        with LiveRun(wanted, asked) as live:
+        with live:
             for played in tally.rounds_of(live):
+                after(played)
                 on_round(played)
     except RacevisorError as error:
         tally.problem = error
-    return tally
+
+
+def analyze(
+    *places: Path | str,
+    tables: Sequence[str] = (),
+    against: str | None = None,
+    bad: str | None = None,
+    slots: int = 12,
+    parquet: Path | str | None = None,
+    **wanted: Sequence[str],
+) -> Analysis:
+    """What the logs in and below `places` say: `Analysis.tables` has a polars.DataFrame by the name of each table.
+
+    `tables` asks for some of them, `wanted` for some of the rounds (scenario, variant, setup, memory: lists of values); `bad` is
+    the text that makes a round a bad one, `slots` how many there are for the rate over time.  All events, in causal order, are
+    written to `parquet`.  Damaged lines are in `Analysis.logs.damaged`.
+    """
+    from racevisor.analysis import read, report, rounds
+    from racevisor.analysis import table as merged
+
+    logs = read.read([Path(place) for place in places])
+    asked = rounds.rounds(logs, bad, **wanted)
+    done = report.report(logs, asked, tables, against, slots)
+    if parquet is not None:
+        merged.write(asked, Path(parquet))
+    return done
+
+
+def conform(
+    *files: Path | str,
+    features: Sequence[str] = (),
+    numbers: Sequence[int] = (),
+    first: int | None = None,
+    kernel: str = "6.18",
+    progress: Callable[[int], None] = lambda done: None,
+) -> Agreement:
+    """Recorded operations of real APICs on the simulated machine: how many sequences agree, and where each other first differs.
+
+    `files` are those of `racevisor conform`, by default the one that comes with racevisor; `features` and `numbers` choose among
+    its sequences, `first` takes only so many.
+    """
+    from racevisor.conform.agreement import Wanted, agreement, select
+
+    wanted = Wanted(tuple(map(Path, files)), tuple(features), tuple(numbers), first)
+    return agreement(list(select(wanted)), kernel, progress)
 
 
 def _difference(recorded: Trace, execution: Execution) -> str:

@@ -56,7 +56,7 @@ def conform(
 
         seconds = None if budget is None else parse(budget)
         return conform_live(live, seed, kernel, budget=seconds, swarm=swarm, save=save, as_json=as_json)
-    from racevisor.commands.conform import Wanted
     from racevisor.commands.conform import conform as compare_sequences
+    from racevisor.conform.agreement import Wanted
 
     return compare_sequences(Wanted(files, features, numbers, first), kernel, as_json)

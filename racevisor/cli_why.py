@@ -40,13 +40,13 @@ def step(file: Path, scenario: str | None) -> int:
 
 
 @click.command()
-@click.argument("source", type=click.Path(path_type=Path), metavar="TRACE|DIR")
+@click.argument("source", type=click.Path(path_type=Path), metavar="TRACE|DIR|NAME")
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Where it goes; its ending says what it is.  [default: TRACE.html, or DIR/report.html]",
+    help="Where it goes; its ending says what it is.  [default: TRACE.html, DIR/report.html, or NAME.html]",
 )
 @click.option(
     "--format",
@@ -55,27 +55,32 @@ def step(file: Path, scenario: str | None) -> int:
     help="html: a page.  perfetto: tracks and flows for ui.perfetto.dev.  shiviz: a log with vector clocks.  mermaid: a diagram "
     "for a README.  [default: by FILE's ending: .html .json .shiviz .mmd]",
 )
-@click.option("--scenario", metavar="NAME", help="The scenario, if it is no longer where it was recorded.")
+@click.option("--against", metavar="V", help="The version that is shown beside it, under the same schedule.  [default: the fix]")
+@click.option("--variant", metavar="V", help="Of NAME: the version of the code.  [default: the first variant]")
+@click.option("--setup", metavar="S", help="Of NAME: who runs.  [default: the first set-up in which it is claimed to go wrong]")
+@click.option("--memory", metavar="M", help="Of NAME: sc, tso (x86) or pso.  [default: tso]")
+@of_vcpus
+@click.option("--scenario", metavar="NAME", help="The scenario of a trace, if it is no longer where it was recorded.")
 @click.option(
     "--search",
     type=click.FloatRange(0),
     default=5.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long this version, and the fix, are searched for the table of verdicts; 0: not at all.",
+    help="How long this version, and the one beside it, are searched; 0: not at all.",
 )
 @not_shrunk
 @shrink_budget
 @as_json
 def report(no_shrink: bool, shrink_budget: float, **options: Any) -> int:
-    """A trace, or the rounds in a directory of run or stress, as one page that opens offline; or for another viewer.
+    """A trace, the rounds in a directory of run or stress, or a scenario, as one page that opens offline; or for another viewer.
 
-    The page has a lane for each actor, messages as arrows, cells with their values, the racing pair, and the nearest good run.
+    The page has a lane for each actor, messages as arrows, cells with their values, the racing pair, the nearest good run, and
+    the fix under the same schedule.  A scenario is searched; drawn is the bad execution that is met, or a good one.
     """
     from racevisor.commands.report import report_trace
-    from racevisor.reason import Wish
 
-    return report_trace(wish=Wish(not no_shrink, shrink_budget), **options)
+    return report_trace(shrink=not no_shrink, shrink_seconds=shrink_budget, **options)
 
 
 @click.command()

@@ -17,7 +17,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from racevisor.livelock import alone, fair, livelock
-from racevisor.step import Step
+from racevisor.step import THREAD, Step
 from racevisor.world import Channel, Execution, Thread, World
 
 #: Where the scheduler stands: the column, how many steps it has taken, how often the scheduler has stood there.
@@ -80,15 +80,22 @@ class Player:
 
         return self._run(choose)
 
-    def follow(self, schedule: Sequence[str]) -> Played:
-        """Takes these channels as far as they can move.  What cannot is left out, and the end is the scheduler's."""
-        names = iter(schedule)
+    def follow(self, schedule: Sequence[str], *, patient: bool = False) -> Played:
+        """Takes these channels as far as they can move.  What cannot is left out, and the end is the scheduler's.
+
+        `patient`: for a thread that is blocked the scheduler lets others go on, until it can move.
+        """
+        rest = list(reversed(schedule))
 
         def choose(_place: Place, default: Channel) -> Channel:
-            for name in names:
-                channel = self.world.channels.get(name)
+            while rest:
+                channel = self.world.channels.get(rest[-1])
                 if channel is not None and channel.at >= 0:
+                    rest.pop()
                     return channel
+                if patient and channel is not None and channel.kind == THREAD and channel.thread.op is not None:
+                    break
+                rest.pop()
             return default
 
         return self._run(choose)

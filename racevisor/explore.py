@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from racevisor import choose
 from racevisor.budget import Budget, words
 from racevisor.choose import STRATEGIES as STRATEGIES
 from racevisor.choose import Kind, Wanted
+from racevisor.errors import UsageError
 from racevisor.estimate import Estimate, Estimator
 from racevisor.ledger import Bounds, Ledger, Look, judge
 from racevisor.memory import MODELS
@@ -266,6 +267,29 @@ def cases(
         if (variants and setups) or in_table(scenario, variant, setup)
         for memory in memories or MODELS
     ]
+
+
+def claimed_cells(
+    names: Iterable[str], variants: Sequence[str] = (), setups: Sequence[str] = (), memories: Sequence[str] = ()
+) -> list[Case]:
+    """The cells of several scenarios; what is asked for has to be there in one of them."""
+    scenarios = {name: load(name)[0] for name in dict.fromkeys(names)}
+    for kind, asked, known in (
+        ("variant", variants, [v for scenario in scenarios.values() for v in scenario.variants]),
+        ("set-up", setups, [s for scenario in scenarios.values() for s in scenario.setups]),
+    ):
+        for one in asked:
+            if one not in known:
+                raise UsageError(f"no scenario of {', '.join(scenarios)} has a {kind} {one!r}\n  see: racevisor show NAME")
+    found = []
+    for name, scenario in scenarios.items():
+        those = [v for v in variants if v in scenario.variants], [s for s in setups if s in scenario.setups]
+        if (variants and not those[0]) or (setups and not those[1]):
+            continue
+        found += cases(name, *those, memories)
+    if not found:
+        raise UsageError("no claim is left: no scenario has such a variant in such a set-up\n  see: racevisor show NAME")
+    return found
 
 
 def explore(

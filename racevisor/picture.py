@@ -74,6 +74,8 @@ class Picture:
         self.fatal = {n for violation in execution.violations for n in violation.fatal}
         #: steps that are drawn and marked as well, like the pair whose order decides
         self.marked: set[int] = set()
+        #: the cells that it is about; if there are none, see `watched`
+        self.about: set[Cell] = set()
         self.kernel_name = {function.__name__: name for name, function in case.variant.replaces.items()}
         self.landing, self.origin = _flights(self.steps)
         self.was = _overwritten(self.steps)
@@ -86,7 +88,7 @@ class Picture:
         """The lines of the picture."""
         if full:
             return self._layout([self._entry(step, merged=False) for step in self.steps], width, glyphs, True)
-        cells = self._watched()
+        cells = self.about or self.watched()
         drawn = self._draw_cells(cells, width, glyphs, 0)
         for cell in self._links(cells):
             wider = self._draw_cells({*cells, cell}, width, glyphs, 0)
@@ -98,7 +100,7 @@ class Picture:
             drawn = self._draw_cells(cells, width, glyphs, start)
         return drawn
 
-    def _watched(self) -> set[Cell]:
+    def watched(self) -> set[Cell]:
         """The cells that the bad outcome is about: those of its fatal steps and of the failed check, else all contended ones."""
         cells = {cell for n in self.fatal if (cell := self.steps[n].cell) is not None}
         broken = {v.check for v in self.violations if v.step is not None}
@@ -106,9 +108,9 @@ class Picture:
         for monitor in self.world.monitors:
             if monitor.check in broken or stuck:
                 cells.update(monitor.watches)
-        return cells or set(self._contended())
+        return cells or set(self.contended())
 
-    def _contended(self) -> dict[Cell, set[str]]:
+    def contended(self) -> dict[Cell, set[str]]:
         """Cells that one thread wrote and another one accessed in this run, with those threads."""
         users: dict[Cell, set[str]] = defaultdict(set)
         written: set[Cell] = set()
@@ -121,7 +123,7 @@ class Picture:
 
     def _links(self, cells: set[Cell]) -> list[Cell]:
         """For each thread that has no step on `cells` but wrote for others: the contended cell by which it is best known."""
-        contended = self._contended()
+        contended = self.contended()
         wrote: dict[str, dict[Cell, int]] = defaultdict(dict)
         writes: Counter[Cell] = Counter()
         seen: set[str] = set()

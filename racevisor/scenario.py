@@ -142,6 +142,10 @@ class Case:
         self.variant = scenario.variants[variant]
         self.vcpus = _size(scenario, vcpus)
 
+    def like(self, variant: str) -> Case:
+        """The same machine with another version of the code."""
+        return Case(self.scenario, self.source, variant, self.setup, self.memory, self.vcpus)
+
     @property
     def max_steps(self) -> int:
         """Step bound of one execution: the scenario's, in proportion to the number of vCPUs."""

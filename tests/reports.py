@@ -9,6 +9,7 @@ from racevisor import Scenario, Setup, Thread, Variant, Vm
 from racevisor.explore import Witness, explore_case, witness
 from racevisor.guard import unguarded
 from racevisor.reason import Wish, reason
+from racevisor.report.beside import Beside, other_case
 from racevisor.report.rounds import Rounds
 from racevisor.report.whole import Cell as Verdict
 from racevisor.report.whole import Claims, Named, Report, describe, judge, tell
@@ -19,11 +20,11 @@ from racevisor.strategies.random_walk import RandomWalk
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">'\"&\u2028<!--"
 
 
-def report_of(case: Case, found: Witness, *, shrunk: bool = True) -> Report:
+def report_of(case: Case, found: Witness, *, shrunk: bool = True, other: Case | None = None) -> Report:
     """A report as the command makes it, without a file."""
     report = Report(title=str(case))
     describe(report, case)
-    tell(report, case, found.schedule, live=False, told=reason(case, found, Wish(shrunk, 5.0)))
+    tell(report, case, found.schedule, live=False, told=reason(case, found, Wish(shrunk, 5.0)), other=other)
     return report
 
 
@@ -34,8 +35,9 @@ def lost_init() -> Report:
     case = Case(scenario, source, "before", "plain", "tso")
     verdict = explore_case(case)
     assert verdict.witness is not None
-    report = report_of(case, verdict.witness)
-    judge(report, case, 5.0)
+    fix = other_case(case, None)
+    report = report_of(case, verdict.witness, other=fix)
+    judge(report, case, 5.0, fix)
     return report
 
 
@@ -91,7 +93,8 @@ def hostile() -> Report:
     verdict = explore_case(case)
     assert verdict.witness is not None
     report = report_of(case, verdict.witness)
-    report.shrunk = HOSTILE
+    report.shrunk = report.search = HOSTILE
+    report.beside = Beside(HOSTILE, HOSTILE, False, HOSTILE, HOSTILE, HOSTILE)
     report.why, report.more = [HOSTILE], [HOSTILE] * 9
     report.facts = [(HOSTILE, HOSTILE)]
     report.commands = [(HOSTILE, HOSTILE)]

@@ -190,8 +190,31 @@ def test_the_logs_of_a_real_run_say_what_the_run_said(tmp_path: Path, shell: She
     ways = report.report(read([tmp_path / "logs"]), asked, ["messages"]).tables["messages"]
     asked_for = ways.filter((pl.col("what") == "round trip") & (pl.col("message") == "ANSWER"))["count"].sum()
     assert asked_for == asked.events.filter((pl.col("event") == "received") & (pl.col("message") == "ANSWER")).height
+    assert_described(list((tmp_path / "logs").glob("*.jsonl")))
     status, out, _ = shell(tmp_path / "logs")
     assert status == 0 and "12 rounds of 1 run" in out and "damaged" not in out
+
+
+def assert_described(files: list[Path]) -> None:
+    """Every field of every line is in docs/logs.md, and what that has of these events is there."""
+    page = (ROOT / "docs" / "logs.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| (?:driver|host) \| [^|]+ \| (.+) \|$", page, re.MULTILINE))
+    described = {event: set(re.findall(r"`(\w+)`", text)) for event, text in rows.items()}
+    for event in ("run", "round"):
+        described[event] |= set(schema.CASE)
+    met: dict[str, set[str]] = {}
+    for file in files:
+        for line in file.read_text(encoding="utf-8").splitlines():
+            said = json.loads(line)
+            own = set(said) - {"event", "level", "time", "run", "round", "actor", "step", "clock"}
+            assert set(said) - own == {"event", "level", "time", "run", "round", "actor", "step", "clock"}
+            met.setdefault(said["event"], set()).update(own)
+    assert set(described) == {*schema.KNOWN, "kvm_entry", "kvm_exit", "kvm_apic_accept_irq", "kvm_vcpu_wakeup"}
+    for event, fields in described.items():
+        sure = event in schema.KNOWN and event != "aborted"  # no host is lost here, and who wakes whom is for the hardware to say
+        assert met.get(event, set() if sure else fields) == fields, event
+    known = {*schema.LINE, "parts", "host", "digest", "seed", "machines", "racevisor", "vcpu", "reason", "apicid"}
+    assert set().union(*described.values()) <= known | {"mode", "vector", "accepted"}
 
 
 # ---- the page about logs ----------------------------------------------------------------------------------------------------

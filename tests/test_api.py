@@ -1,12 +1,17 @@
 """What the command line does, from Python: values, and exceptions."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
+from made_logs import race
 
 from racevisor import api, trace
+from racevisor.cli import cli
 from racevisor.errors import NotDeterministic, TraceError, UsageError
 
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 EXAMPLE = str(Path(__file__).resolve().parent.parent / "examples" / "message_passing.py")
 
 
@@ -86,3 +91,82 @@ def test_rounds_are_played_live_and_counted(embedded_ray: None, tmp_path: Path) 
     assert tally.rounds == len(played) == sum(tally.outcomes.values()) == 6
     assert tally.bad == sum(round_.bad for round_ in played)
     assert all(api.replay(path).identical for path in tally.traces)
+
+
+def test_a_stress_is_begun_and_gone_on_with(embedded_ray: None, tmp_path: Path) -> None:
+    """Its directory keeps the counts; a second call goes on where the first one ended."""
+    played = []
+    one = api.stress(
+        "init_sipi", "before", vcpus=2, rounds=4, directory=tmp_path / "s", placement="packed", on_round=played.append
+    )
+    assert one.done and one.tally.problem is None and one.tally.rounds == len(played) == 4
+    state = json.loads((one.directory / "stress.json").read_text(encoding="utf-8"))
+    assert state["counts"]["rounds"] == 4 and state["done"]
+    more = api.stress(resume=tmp_path / "s", rounds=6)
+    assert more.tally.rounds == sum(more.tally.outcomes.values()) == 6 and more.seconds > one.seconds
+    with pytest.raises(UsageError, match="holds a stress already"):
+        api.stress("init_sipi", directory=tmp_path / "s")
+    with pytest.raises(UsageError, match="say one of the two"):
+        api.stress()
+
+
+def test_a_report_is_a_text_and_a_file_if_that_is_asked_for(tmp_path: Path) -> None:
+    """Of a scenario, of a trace, of a directory; each format as on the command line."""
+    page = api.report(EXAMPLE, "plain", memory="pso", against="wmb")
+    assert (page.format, page.output) == ("html", None) and page.text.startswith("<!doctype html>")
+    assert page.report.beside is not None and page.report.beside.variant == "wmb" and not page.report.beside.bad
+    assert page.report.beside.finding == "Never"
+    api.explore(EXAMPLE, "plain", memory="pso").save(tmp_path / "race.trace")
+    done = api.report(tmp_path / "race.trace", output=tmp_path / "race.mmd")
+    assert (done.format, done.output) == ("mermaid", tmp_path / "race.mmd")
+    assert (tmp_path / "race.mmd").read_text(encoding="utf-8") == done.text
+    assert api.report(tmp_path, format="shiviz").report.drawn_trace == "race.trace"
+    with pytest.raises(UsageError, match="says nothing to racevisor"):
+        api.report(tmp_path / "race.trace", format="pdf")
+
+
+def test_logs_are_analysed_into_tables(tmp_path: Path) -> None:
+    """The same tables as those of the command line, as data frames; and all events in one file."""
+    race(tmp_path / "logs", 8, 12)
+    said = api.analyze(tmp_path / "logs", tables=["outcomes"], parquet=tmp_path / "events.parquet")
+    assert set(said.tables) == {"outcomes"}
+    assert dict(said.tables["outcomes"].select("outcome", "count").iter_rows()) == {"lost": 8, "good": 12}
+    assert (tmp_path / "events.parquet").exists() and said.logs.damaged == []
+    with pytest.raises(UsageError, match="nobody"):
+        api.analyze(tmp_path / "logs", variant=["nobody"])
+
+
+def test_recorded_apics_are_compared(tmp_path: Path) -> None:
+    """Counts by feature, and each difference with its operation and both values."""
+    found = api.conform(first=5)
+    assert (found.sequences, found.agree, found.differences) == (5, 5, [])
+    assert found.features["all"] == (5, 5)
+    older = api.conform(first=40, kernel="3.8")
+    assert older.agree < 40 and older.differences[0].recorded != older.differences[0].simulated
+    with pytest.raises(UsageError, match="there is no kernel"):
+        api.conform(kernel="2.4")
+
+
+def test_claims_of_several_scenarios_are_verified_in_one_go() -> None:
+    """Each verdict is there as soon as it is found."""
+    verdicts = api.verify(["memslot_deletion", "mmu_notifier"], variants=["before"], setups=["fault", "munmap"], memories=["sc"])
+    assert [(v.scenario, v.confirmed) for v in verdicts] == [("memslot_deletion", True), ("mmu_notifier", True)]
+
+
+def test_the_known_numbers_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row of them: the others are tests of their own."""
+    from racevisor.oracles import measure
+
+    rows = measure.table()[:1]
+    monkeypatch.setattr(measure, "table", lambda: rows)
+    assert [result.agrees for result in api.selfcheck()] == [True]
+
+
+def test_every_command_has_its_equal_or_a_reason() -> None:
+    """Whoever knows the command line finds the function, and the other way round."""
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \|", (DOCS / "api.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert [name for name, _ in rows] == sorted(cli.commands)
+    for name, told in rows:
+        functions = re.findall(r"`api\.(\w+)\(", told)
+        assert all(callable(getattr(api, function)) for function in functions), told
+        assert functions or "no function" in told, f"{name}: say why"

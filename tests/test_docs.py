@@ -5,16 +5,21 @@ title is written to that file.  A block of `text` stands for what the last comma
 it stands for any lines, ` ...` at the end of a line for the rest of it.  What comes after `<!-- not run: reason -->` is left out.
 """
 
+import importlib.util
 import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import NamedTuple
 
+import msgpack
 import pytest
 
+from racevisor import api
+from racevisor.book import begun
 from racevisor.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -109,6 +114,8 @@ def test_what_a_page_shows_is_what_happens(
                 ended, printed = run(words, capsys)
                 assert ended == status, f"{where}: {shlex.join(words)} ends with {ended}\n{printed}"
         elif block.language == "python":
+            if "api.run(" in block.text:
+                request.getfixturevalue("embedded_ray")
             exec(compile(block.text, where, "exec"), names)
             printed = capsys.readouterr().out
         elif block.language == "text":
@@ -123,3 +130,47 @@ def test_every_page_can_be_reached_and_every_link_between_pages_leads_somewhere(
             if "://" not in target and not (page.parent / target).exists():
                 broken.append(f"{page.relative_to(ROOT)}: {target}")
     assert not broken
+
+
+def described(page: str, heading: str) -> set[str]:
+    """The names in the first column of the table below a heading of its own."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    table = re.search(rf"^\| {heading} \|.*\n(?:\|.*\n)+", text, re.MULTILINE)
+    assert table is not None
+    return {name for row in table[0].splitlines()[2:] for name in re.findall(r"`([\w.]+)`", row.split("|")[1])}
+
+
+def test_the_page_about_files_names_every_field(tmp_path: Path) -> None:
+    """Who writes a reader of his own has nothing else to go by."""
+    found = api.explore(str(ROOT / "examples" / "message_passing.py"), "plain", memory="pso")
+    found.save(tmp_path / "a.trace")
+    unpacker = msgpack.Unpacker(raw=False)
+    unpacker.feed((tmp_path / "a.trace").read_bytes())
+    assert described("files.md", "header") == set(unpacker.unpack())
+    assert described("files.md", "body") == set(unpacker.unpack())
+    assert described("files.md", "key") == set(
+        begun("init_sipi", None, None, "tso", 2, None, 1, tmp_path, {"seed": 0}).state(0, True)
+    )
+
+
+def hooks() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("hooks", DOCS / "hooks.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_each_of_the_five_stories_has_its_report_before_and_after_and_a_link_to_it() -> None:
+    """The site makes them by the commands that the pages show, so a reader sees what these pages promise."""
+    made = hooks().all_shown()
+    stories = {page.name for page in (DOCS / "patches").glob("*.md")}
+    assert {f"{Path(one.file).stem}.md" for one in made} == stories and len(made) == len(stories) == 5
+    for one in made:
+        assert "--variant before --against" in shlex.join(one.words)
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="patches/synic.md"))
+    shown = hooks().on_page_markdown((DOCS / "patches" / "synic.md").read_text(encoding="utf-8"), page)
+    assert "```\n\n[Open this report](../reports/synic.html){ .md-button }\n" in shown
+    page.file.src_uri = "reports.md"
+    listed = hooks().on_page_markdown((DOCS / "reports.md").read_text(encoding="utf-8"), page)
+    assert listed.count("](reports/") == 5

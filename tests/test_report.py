@@ -13,13 +13,14 @@ from reports import HOSTILE, hostile, lost_init, many, report_of, walked
 
 from racevisor import api, trace
 from racevisor.cli import cli
-from racevisor.commands.report import put, report_trace
+from racevisor.commands.report import report_trace
 from racevisor.dependence import HappensBefore
 from racevisor.errors import NotDeterministic, RacevisorError, TraceError, UsageError
 from racevisor.linear import bits
-from racevisor.reason import Wish
 from racevisor.reenact import reenact
+from racevisor.report.beside import other_case, same_schedule
 from racevisor.report.encode import embedded
+from racevisor.report.make import put
 from racevisor.report.page import page
 from racevisor.report.rounds import rounds_of, traces_in
 
@@ -38,8 +39,8 @@ def lost_trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_lost_init_is_told_with_its_numbers() -> None:
     """The race of the README: two lanes, two stores to mp_state, the reversal that heals it."""
     report = lost_init()
-    assert [run.key for run in report.runs] == ["found", "bad", "good"]
-    found, bad, good = report.runs
+    assert [run.key for run in report.runs] == ["found", "bad", "good", "fix"]
+    found, bad, good, _ = report.runs
     assert [lane.name for lane in found.lanes] == ["vcpu0", "vcpu1"]
     assert (len(found.events), len(bad.events)) == (52, 47)
     assert found.fatal == found.pair == (40, 51)
@@ -58,6 +59,48 @@ def test_a_lost_init_is_told_with_its_numbers() -> None:
         ("before", "Sometimes", "Sometimes"),
         ("latch", "Never", "Never"),
     ]
+
+
+def test_the_fix_is_shown_under_the_schedule_of_the_bad_execution() -> None:
+    """Whoever reviews a patch asks what becomes of this very race; and that one run ends well is not yet a proof."""
+    report = lost_init()
+    bad, fix = report.runs[1], report.runs[3]
+    assert str(fix.case) == "init_sipi latch/plain/tso"
+    assert fix.broken == [] and fix.outcome == "vcpu1 RUNNABLE at CS base 0x9000"
+    acted = [run.events[n].thread for run in (bad, fix) for n in range(2)]
+    assert acted == ["vcpu1", "vcpu1", "vcpu1", "vcpu1"], "the same threads, in the same order"
+    told = [cell[0].strip() for row in report.stories[-1].rows for cell in row.cells]
+    assert {"lapic1.pending_events = INIT", "xchg(pending_events, 0) == INIT", "mp_state = INIT_RECEIVED"} <= set(told)
+    assert "sipi_vector == 9" in told, "what the patch brings along is shown as well, if there is room"
+    assert report.beside is not None and not report.beside.bad
+    assert report.beside.search.startswith("Never, exhausted: every reachable state")
+    assert "With <b>latch</b> the same schedule ends well." in page(report)
+
+
+def test_a_thread_that_is_blocked_in_the_other_variant_is_waited_for() -> None:
+    """vCPU1 polls for a message that the patch makes visible later: were it skipped, it would never be seen to take it."""
+    case = api.case("synic_message", "before", "page_poll")
+    found = api.explore("synic_message", "before", "page_poll", shrink=False).verdict.witness
+    assert found is not None
+    fixed = other_case(case, None)
+    assert fixed is not None and fixed.variant_name == "after"
+    again = same_schedule(fixed, [channel for channel, _ in found.schedule])
+    assert not again.violations and "vcpu1 took unseen" in again.outcome
+
+
+def test_a_variant_beside_itself_is_refused_and_one_that_is_not_in_the_table_is_not_shown() -> None:
+    """There has to be something to compare with."""
+    case = api.case("init_sipi", "latch", "plain")
+    assert other_case(case, None) is None
+    beside = other_case(case, "seed")
+    assert beside is not None and str(beside) == "init_sipi seed/plain/tso"
+    example = str(Path(__file__).resolve().parent.parent / "examples" / "message_passing.py")
+    two = other_case(api.case(example, "plain"), None)
+    assert two is not None and two.variant_name == "wmb", "of two, the other one"
+    with pytest.raises(UsageError, match="--against before"):
+        other_case(case, "latch")
+    with pytest.raises(UsageError, match="has no variant"):
+        other_case(case, "nobody")
 
 
 def test_each_step_knows_its_function_its_line_and_the_values_around_it() -> None:
@@ -204,7 +247,7 @@ def test_ten_thousand_steps_of_a_thousand_actors_fit_in_two_megabytes() -> None:
 def test_the_story_is_there_without_javascript() -> None:
     """The two short interleavings and the reason are HTML."""
     html = page(lost_init())
-    assert html.count('<figure class="story') == 2
+    assert html.count('<figure class="story') == 3
     assert "The other way round it ends well" in html
     assert 'href="#run=bad&amp;step=46"' in html
 
@@ -257,7 +300,7 @@ def test_the_first_bad_trace_of_a_directory_is_drawn(tmp_path: Path, lost_trace:
 
 
 def made(source: Path, output: Path | None = None, format_: str | None = None) -> int:
-    return report_trace(source, output, format_, None, 0.0, True, Wish(True, 2.0))
+    return report_trace(source, output, format_, True, search=0.0, shrink_seconds=2.0)
 
 
 def test_the_ending_says_what_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str], lost_trace: Path) -> None:
@@ -293,12 +336,37 @@ def test_what_cannot_be_done_is_said_and_nothing_is_written(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_scenario_is_searched_and_what_it_shows_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From a name to a page in one command; of a version that is right, the page has the proof and the simplest run."""
+    bad: dict[str, Any] = {"setup": "munmap", "search": 5.0}
+    assert report_trace(Path("mmu_notifier"), tmp_path / "a.html", None, True, **bad) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["bad"], told["runs"], told["trace"]) == (True, ["found", "bad", "good", "fix"], "")
+    assert (told["beside"]["variant"], told["beside"]["bad"], told["beside"]["finding"]) == ("after", False, "Never")
+    assert report_trace(Path("mmu_notifier"), tmp_path / "b.html", None, True, variant="after", **bad) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["bad"], told["runs"], told["beside"]) == (False, ["found"], None)
+    html = (tmp_path / "b.html").read_text(encoding="utf-8")
+    assert "Nothing is wrong in this run." in html and "search: Never, exhausted" in html
+    assert "racevisor explore mmu_notifier --variant after --setup munmap --memory tso" in html
+    with pytest.raises(UsageError, match="leave out --search 0"):
+        report_trace(Path("mmu_notifier"), tmp_path / "c.html", None, True, search=0.0)
+    with pytest.raises(UsageError, match="no trace, no directory and no scenario nobody"):
+        report_trace(Path("nobody"), tmp_path / "c.html", None, True)
+
+
+def test_a_trace_is_of_one_cell_and_no_other_is_asked_of_it(tmp_path: Path, lost_trace: Path) -> None:
+    """`--memory pso` with a trace of tso would be ignored, and believed."""
+    with pytest.raises(UsageError, match="is of one variant"):
+        report_trace(lost_trace, tmp_path / "c.html", None, True, memory="pso")
+
+
 def test_a_run_that_no_browser_can_draw_is_sent_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost_trace: Path
 ) -> None:
     """A page that freezes its reader is no page."""
-    monkeypatch.setattr("racevisor.commands.report.MOST", 51)
-    with pytest.raises(UsageError, match=r"out\.json"):
+    monkeypatch.setattr("racevisor.report.make.MOST", 51)
+    with pytest.raises(UsageError, match="--format perfetto"):
         made(lost_trace, tmp_path / "out.html")
     assert made(lost_trace, tmp_path / "out.json") == 0
 

@@ -115,6 +115,8 @@ def test_keys_go_from_step_to_step(browser: Browser, lost: str) -> None:
     assert browser.js("return location.hash") == here
     browser.keys("2")
     assert browser.text(".runs [aria-pressed=true]").startswith("Shrunk")
+    browser.keys("4")
+    assert browser.text(".runs [aria-pressed=true]").startswith("With latch")
     ground = "return getComputedStyle(document.documentElement).backgroundColor"
     light = browser.js(ground)
     browser.keys("t")
@@ -240,6 +242,8 @@ def test_nothing_is_wider_than_the_window(browser: Browser, lost: str, scheme: s
     try:
         browser.open("narrow", lost)
         assert browser.js("return document.documentElement.scrollWidth") <= wide
+        bad, fix = browser.js("return ['.story', '.story.fix'].map((s) => document.querySelector(s).getBoundingClientRect())")
+        assert (fix["left"] >= bad["right"], fix["top"] == bad["top"]) == ((True, True) if wide > 1080 else (False, False))
         ground = browser.js("return getComputedStyle(document.documentElement).backgroundColor")
         assert (sum(map(int, ground[4:-1].split(","))) < 3 * 128) == (scheme == "dark")
         low = browser.js(CONTRAST)

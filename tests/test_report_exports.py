@@ -13,6 +13,7 @@ from corpus import found
 from reports import hostile, lost_init, many, report_of, walked
 
 from racevisor.errors import UsageError
+from racevisor.report.beside import other_case
 from racevisor.report.mermaid import mermaid
 from racevisor.report.page import page
 from racevisor.report.perfetto import perfetto
@@ -55,6 +56,34 @@ def test_every_flow_has_both_ends_on_slices_and_time_never_goes_back(report: Rep
         assert [end["ph"] for end in ends] == ["s", "f"]
         assert ends[0]["name"] == ends[1]["name"] and ends[0]["cat"] == ends[1]["cat"]
         assert all((end["pid"], end["tid"], end["ts"] // 10 * 10) in slices for end in ends)
+
+
+#: of the document "Trace Event Format": for each phase that is written, the fields that its events must have, and may have
+PHASES: dict[str, tuple[dict[str, type], dict[str, type]]] = {
+    "X": ({"dur": int}, {"args": dict}),
+    "s": ({"id": int}, {}),
+    "f": ({"id": int, "bp": str}, {}),
+    "M": ({"args": dict}, {}),
+}
+EVERY: dict[str, type] = {"ph": str, "name": str, "pid": int, "tid": int, "ts": int}
+META = {"process_name": "name", "thread_name": "name", "process_sort_index": "sort_index", "thread_sort_index": "sort_index"}
+
+
+def test_every_event_has_the_fields_of_the_trace_event_format_and_no_others(report: Report) -> None:
+    """What the viewer does not know it leaves out without a word."""
+    whole = json.loads(perfetto(report))
+    assert set(whole) == {"traceEvents", "displayTimeUnit", "otherData"}
+    assert whole["displayTimeUnit"] in ("ms", "ns")
+    for event in whole["traceEvents"]:
+        must, may = PHASES[event["ph"]]
+        must = {**EVERY, **must, **({} if event["ph"] == "M" else {"cat": str})}
+        assert set(must) <= set(event) <= {*must, *may}
+        assert all(type(value) is {**must, **may}[key] for key, value in event.items())
+        assert event["ts"] >= 0 and event.get("dur", 1) > 0
+        if event["ph"] == "M":
+            assert list(event["args"]) == [META[event["name"]]]
+        if event["ph"] == "f":
+            assert event["bp"] == "e", "it ends at the slice around it, not at the next one"
 
 
 def test_slices_of_a_track_are_nested(report: Report) -> None:
@@ -123,7 +152,7 @@ def test_mermaid_gets_statements_that_it_knows_and_text_that_is_only_text(name: 
         assert found is not None, line
         deep += line.strip().startswith("rect") - (line.strip() == "end")
         text = next(filter(None, found.groupdict().values()), "")
-        assert not set(re.sub(r"#\d+;", "", text.replace("()<br/>", ""))) & set("#;<>&\"'`\\{}|%")
+        assert not set(re.sub(r"#\d+;", "", text.replace("<br/>", ""))) & set("#;<>&\"'`\\{}|%")
     assert deep == 0
 
 
@@ -134,11 +163,12 @@ def test_mermaid_tells_the_lost_init() -> None:
     assert "apic_dm_init()<br/>44: vcpu1.mp_state = INIT_RECEIVED" in text
     assert text.count("rect rgba") == 2
     assert "INIT is lost" in text.replace("#39;", "'")
+    assert max(len(re.sub(r"#\d+;", "?", line)) for line in text.splitlines()[-1].split(": ", 1)[1].split("<br/>")) <= 40
 
 
 def test_every_bug_of_the_corpus_is_drawn_and_exported(bad_cell: Case) -> None:
     """Choices, busy loops, threads that wait for ever, pictures without a step: there is a page and a file for each."""
-    told = report_of(bad_cell, found(bad_cell))
+    told = report_of(bad_cell, found(bad_cell), other=other_case(bad_cell, None))
     assert all(run.events for run in told.runs)
     for run in told.runs:
         assert set(run.marked) <= set(range(len(run.events)))

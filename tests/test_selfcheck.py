@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from racevisor.commands.selfcheck import check, measure
+from racevisor.commands.selfcheck import check
+from racevisor.oracles.measure import measure
 from racevisor.oracles.rows import GROUPS, Row, exactly, table
 
 #: rows with larger numbers take longer

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 import racevisor.events
-from racevisor.commands.stress import Book, seconds_of, stress
+from racevisor.book import Book, seconds_of
+from racevisor.commands.stress import stress
 from racevisor.errors import ClusterError, UsageError
 from racevisor.events import EventLog
 from racevisor.rounds import OTHERS, OUTCOMES, Tally

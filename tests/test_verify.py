@@ -9,9 +9,9 @@ import pytest
 from racevisor import explore as search
 from racevisor import table
 from racevisor.cli import main
-from racevisor.commands.verify import claimed_cells, page
+from racevisor.commands.verify import page
 from racevisor.errors import UsageError
-from racevisor.explore import Verdict, cases, explore, explore_case
+from racevisor.explore import Verdict, cases, claimed_cells, explore, explore_case
 from racevisor.memory import MODELS
 from racevisor.scenario import Case, Never, Source, built_in, claim, default_setup, from_source, in_table, load
 

@@ -110,7 +110,7 @@ TABLE: dict[str, str] = {
     "host": "the host that logged it, named like its file; `driver` for what is said of a whole round",
     "event": "step, sent, received, run, round, aborted, or a tracepoint",
     "actor": "whose step or message it is",
-    "step": "how many steps its host had logged in this round; of a `round`, how many steps it had",
+    "step": "of a step its number on its host in this round; else the latest one there (-1: none); of a `round`, how many",
     "channel": "of a step: which head moved; of a message: `0>1`, the numbers of the hosts",
     "label": "of a step: its words",
     "op": "load, store, post, rmw, await, fence, send, ipi, choose; of a message, what it asks for or answers",

@@ -19,8 +19,8 @@ from racevisor.budget import parse, words
 from racevisor.commands.catalogue import story
 from racevisor.commands.explore import claims_json, duration, print_summary, print_table, refuted
 from racevisor.commands.output import Meter, console, print_json, processors, quiet_if
-from racevisor.errors import Unfinished, UsageError
-from racevisor.explore import Verdict, cases
+from racevisor.errors import Unfinished
+from racevisor.explore import Verdict, claimed_cells
 from racevisor.ledger import short
 from racevisor.memory import MODELS
 from racevisor.scenario import Case, Never, Scenario, built_in, claim, in_table, load
@@ -69,29 +69,6 @@ def verify(
     if as_json:
         print_json(_as_json(found, everything, elapsed, interrupted))
     return 130 if interrupted else 0 if confirmed == len(wanted) else 1
-
-
-def claimed_cells(
-    names: Iterable[str], variants: tuple[str, ...], setups: tuple[str, ...], memories: tuple[str, ...]
-) -> list[Case]:
-    """The cells of several scenarios; what is asked for has to be there in one of them."""
-    scenarios = {name: load(name)[0] for name in dict.fromkeys(names)}
-    for kind, asked, known in (
-        ("variant", variants, [v for scenario in scenarios.values() for v in scenario.variants]),
-        ("set-up", setups, [s for scenario in scenarios.values() for s in scenario.setups]),
-    ):
-        for one in asked:
-            if one not in known:
-                raise UsageError(f"no scenario of {', '.join(scenarios)} has a {kind} {one!r}\n  see: racevisor show NAME")
-    found = []
-    for name, scenario in scenarios.items():
-        those = [v for v in variants if v in scenario.variants], [s for s in setups if s in scenario.setups]
-        if (variants and not those[0]) or (setups and not those[1]):
-            continue
-        found += cases(name, *those, memories)
-    if not found:
-        raise UsageError("no claim is left: no scenario has such a variant in such a set-up\n  see: racevisor show NAME")
-    return found
 
 
 class _Found:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from textwrap import wrap
+
 from racevisor.errors import UsageError
 from racevisor.report.model import Run
 from racevisor.report.story import Story
@@ -11,6 +13,8 @@ from racevisor.report.whole import Report
 _SPECIAL = str.maketrans({c: f"#{ord(c)};" for c in "#;<>&\"'`\\{}[]|%"})
 #: a diagram with more notes is read by nobody
 STEPS = 60
+#: characters of a line over two actors: Mermaid makes such a note as wide as they stand apart, whatever is in it
+WIDE = 40
 #: actors, where the picture shows no step of anybody
 MOST = 6
 
@@ -51,7 +55,8 @@ def mermaid(report: Report) -> str:
             lines.append(f"    Note over {who}: {text}")
     if run.broken:
         over = f"{names[threads[0]]},{names[threads[-1]]}" if len(threads) > 1 else names[threads[0]]
-        lines.append(f"    Note over {over}: {_plain(run.broken[0].sentence)}")
+        sentence = [_plain(line) for line in wrap(run.broken[0].sentence, WIDE)]
+        lines.append(f"    Note over {over}: {'<br/>'.join(sentence)}")
     return "\n".join(lines) + "\n"
 
 

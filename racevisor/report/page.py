@@ -15,10 +15,11 @@ from string import Template
 
 from racevisor import __version__
 from racevisor.picture import DIM, HEADING
+from racevisor.report.beside import Beside
 from racevisor.report.encode import embedded, encoded
 from racevisor.report.rounds import Rounds
 from racevisor.report.story import Row, Story
-from racevisor.report.whole import GOOD, Claims, Report
+from racevisor.report.whole import FIXED, GOOD, Claims, Report
 
 _SCRIPTS = ("data.js", "lanes.js", "paint.js", "panel.js", "table.js", "main.js")
 #: stories with more columns than this are put one below the other
@@ -84,11 +85,23 @@ def _broken(report: Report) -> str:
     first, more = report.broken[0], len(report.broken) - 1
     rest = "".join(f"<li>{escape(sentence)}</li>" for sentence in report.broken[1:])
     also = f"<details><summary>{more:,} more of this run</summary><ul>{rest}</ul></details>" if more else ""
-    return f'<div class="judged bad"><p>{escape(first)}</p>{_ending(report)}{also}</div>'
+    told = f'<div class="judged bad"><p>{escape(first)}</p>{_ending(report)}{also}</div>'
+    return told if report.beside is None else f'<div class="both">{told}{_beside(report.beside)}</div>'
+
+
+def _beside(other: Beside) -> str:
+    """What the other variant does instead."""
+    word, sign = ("goes wrong as well", "bad") if other.bad else ("ends well", "good")
+    ends = _told("ends with", other.outcome) + _told("search", other.search)
+    return f'<div class="judged {sign}"><p>With <b>{escape(other.variant)}</b> the same schedule {word}.</p>{ends}</div>'
 
 
 def _ending(report: Report) -> str:
-    return f'<p class="ends">ends with: {escape(report.outcome)}</p>' if report.outcome else ""
+    return _told("ends with", report.outcome) + _told("search", report.search)
+
+
+def _told(name: str, text: str) -> str:
+    return f'<p class="ends">{name}: {escape(text)}</p>' if text else ""
 
 
 def _table(heads: Sequence[tuple[str, str]], rows: str, kind: str, caption: str = "") -> str:
@@ -106,7 +119,7 @@ def _story(one: Story) -> str:
     heads = [("n", "step"), *(("", escape(name)) for name in one.columns or ["what happens"])]
     rows = "".join(_row(row, one.key, len(heads) - 1, bool(one.columns)) for row in one.rows)
     below = "".join(f"<p>{escape(text)}</p>" for text in one.below)
-    good = " good" if one.key == GOOD else ""
+    good = {GOOD: " good", FIXED: " good fix"}.get(one.key, "")
     caption = f"<figcaption>{escape(one.title)}</figcaption>"
     return f'<figure class="story{good}">{caption}{_table(heads, rows, "interleaving")}{below}</figure>'
 
@@ -163,8 +176,8 @@ def _claim(row: Claims) -> str:
     for cell in row.cells:
         found = ""
         if cell.found:
-            sign, word = ("good", "searched: confirmed") if cell.confirmed else ("bad", f"searched: {cell.found}")
-            found = f'<span class="{sign}">{escape(word)}</span>'
+            sign, word = ("good", "confirmed") if cell.confirmed else ("bad", cell.found)
+            found = f'<span class="{sign}">searched: {escape(word)}{", exhausted" * cell.exhausted}</span>'
         here = ' class="here"' if cell.here else ""
         cells += f'<td{here}><b class="word {escape(cell.claimed.lower())}">{escape(cell.claimed)}</b>{found}</td>'
     return f'<tr><th scope="row">{escape(row.variant)}</th>{cells}<td class="said">{escape(row.about)}</td></tr>'

@@ -1,7 +1,7 @@
 """What the log of a directory says: how many rounds were played, and how they ended.
 
-`racevisor run` and `stress` write an event for each round into driver.jsonl, beside the traces or in logs/ below them.  A log may
-be cut off anywhere, and may hold the runs of several cases; of a stress, whose log is bounded, the counts are in stress.json.
+`racevisor run` and `stress` write an event for each round into driver.jsonl, beside the traces or below them.  A log may be cut
+off anywhere, and may hold the runs of several cases; of a stress, whose log is bounded, the counts are in stress.json.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Rounds:
 
 
 def rounds_of(directory: Path) -> list[Rounds]:
-    """The rounds played in `directory`, by case, in the order in which the log has them."""
+    """The rounds played in and below `directory`, by case, in the order in which the log has them."""
     found: dict[str, Rounds] = {}
     aborted = 0
     for event in _events(directory):
@@ -95,8 +95,7 @@ def _counts(told: dict[str, Any]) -> Counter[str]:
 
 
 def _events(directory: Path) -> Iterator[dict[str, Any]]:
-    for folder in (directory, directory / "logs"):
-        path = folder / LOG
+    for path in sorted(directory.rglob(LOG)):
         for file in (*(older_file(path, number) for number in range(OLDER, 0, -1)), path):
             with contextlib.suppress(OSError), file.open(encoding="utf-8", errors="replace") as lines:
                 for line in lines:
@@ -107,10 +106,10 @@ def _events(directory: Path) -> Iterator[dict[str, Any]]:
 
 
 def traces_in(directory: Path) -> list[Path]:
-    """The traces of a directory in the order of their names, numbers as numbers; shrunk ones last."""
+    """The traces in and below a directory in the order of their names, numbers as numbers; shrunk ones last."""
 
     def key(path: Path) -> tuple[bool, list[tuple[int, str]]]:
-        parts = re.split(r"(\d+)", path.name)
+        parts = re.split(r"(\d+)", path.relative_to(directory).as_posix())
         return "shrunk" in path.stem, [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
-    return sorted(directory.glob("*.trace"), key=key)
+    return sorted(directory.rglob("*.trace"), key=key)

@@ -12,6 +12,7 @@ from racevisor.explore import Verdict, explore_case
 from racevisor.memory import MODELS
 from racevisor.picture import Picture
 from racevisor.reason import Reason
+from racevisor.report.beside import Beside, cells_alike, judged_cells, same_schedule, with_news
 from racevisor.report.model import Run, drawn
 from racevisor.report.rounds import Rounds
 from racevisor.report.story import Story, story
@@ -22,18 +23,22 @@ from racevisor.scenario import Case, claim
 #: a longer run that was not shrunk is drawn as lanes only
 LONGEST_STORY = 2_000
 
-FOUND, SHRUNK, GOOD = "found", "bad", "good"
+FOUND, SHRUNK, GOOD, FIXED = "found", "bad", "good", "fix"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of the table of verdicts: claimed, found (empty if it was not searched here), and is it the one of the trace?"""
+    """One cell of the table of verdicts: claimed, found (empty if it was not searched here), and is it the one of the trace?
+
+    `exhausted`: has the search seen all there is?
+    """
 
     memory: str
     claimed: str
     found: str
     confirmed: bool
     here: bool
+    exhausted: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,8 @@ class Report:
     facts: list[tuple[str, str]] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
     outcome: str = ""
+    search: str = ""
+    beside: Beside | None = None
     runs: list[Run] = field(default_factory=list)
     functions: list[Function] = field(default_factory=list)
     stories: list[Story] = field(default_factory=list)
@@ -79,8 +86,13 @@ class Report:
     commands: list[tuple[str, str]] = field(default_factory=list)
 
 
-def tell(report: Report, case: Case, picks: Sequence[Pick], *, live: bool, told: Reason | None = None) -> None:
-    """Add the runs and the story of a trace of `case`; `told` is why it went wrong, shrunk, perhaps in a smaller machine."""
+def tell(
+    report: Report, case: Case, picks: Sequence[Pick], *, live: bool, told: Reason | None = None, other: Case | None = None
+) -> None:
+    """Add the runs and the story of a trace of `case`; `told` is why it went wrong, shrunk, perhaps in a smaller machine.
+
+    `other` is another variant: it is shown under the schedule of the bad execution.
+    """
     sources = Sources()
     found, world, execution = drawn(case, picks, sources, key=FOUND, title="As recorded", past_violations=live)
     report.runs.append(found)
@@ -91,13 +103,19 @@ def tell(report: Report, case: Case, picks: Sequence[Pick], *, live: bool, told:
         if len(found.events) > LONGEST_STORY:
             return
         picture = Picture(case, world, execution)
+        if not found.broken:
+            picture.about = judged_cells(picture)
         report.stories.append(story(picture, title="The run", key=FOUND, below=_end(found.outcome)))
     else:
         report.shrunk = told.shrunk.sentence() + ("" if told.case is case else f"; the same check fails in {told.case}")
-        _explain(report, found, told, sources)
+        picture = _explain(report, found, told, sources)
+        case = told.case
+    if other is not None and found.broken:
+        _beside(report, case.like(other.variant_name), picture, sources)
 
 
-def _explain(report: Report, found: Run, told: Reason, sources: Sources) -> None:
+def _explain(report: Report, found: Run, told: Reason, sources: Sources) -> Picture:
+    """Returns the picture of the bad execution."""
     explanation, shown = told.explanation, told.witness
     assert explanation is not None
     case, late = explanation.case, explanation.races.late
@@ -121,15 +139,31 @@ def _explain(report: Report, found: Run, told: Reason, sources: Sources) -> None
     report.stories.append(story(picture, title="The bad execution", key=bad.key, below=_end(outcome)))
     drawn_good = good_picture(explanation)
     if drawn_good is not None and named is not None:
-        picture, left = drawn_good
+        nearest, left = drawn_good
+        nearest.about = cells_alike(picture, nearest)
         reversal = explanation.pairs[0].reversal
         marks = (named.good_first, named.good_second)
         good, _, _ = drawn(case, reversal.good, sources, key=GOOD, title="Nearest good", about=about, pair=marks)
         report.runs.append(good)
         below = (*((f"… and {left:,} more steps, in which nothing goes wrong",) if left else ()), *_end(reversal.outcome))
-        report.stories.append(story(picture, title="The nearest good one", key=GOOD, below=below))
-    report.why = explanation.why(100)[1:]
+        report.stories.append(story(nearest, title="The nearest good one", key=GOOD, below=below))
+    report.why = explanation.why(72)[1:]
     report.more = explanation.whole(100)
+    return picture
+
+
+def _beside(report: Report, other: Case, bad: Picture, sources: Sources) -> None:
+    """The other variant under the schedule of `bad`: a run, its story, and how it ends."""
+    found = same_schedule(other, [step.channel for step in bad.steps])
+    name = other.variant_name
+    run, world, execution = drawn(other, found.schedule, sources, key=FIXED, title=f"With {name}", about=f"of {other}")
+    report.runs.append(run)
+    picture = Picture(other, world, execution)
+    picture.about = set() if run.broken else with_news(bad, picture, cells_alike(bad, picture))
+    title = f"{name}: the same schedule, as far as it goes"
+    below = (*(broken.sentence for broken in run.broken), *_end(run.outcome))
+    report.stories.append(story(picture, title=title, key=FIXED, below=below))
+    report.beside = Beside(name, other.variant.about, bool(run.broken), run.outcome)
 
 
 def _end(outcome: str) -> tuple[str, ...]:
@@ -177,35 +211,42 @@ def describe(report: Report, case: Case) -> None:
     report.about = [(name, text) for name, text in told if text]
 
 
-def judge(report: Report, case: Case, seconds: float) -> None:
-    """Claims of the trace's variant and of the fix in its set-up; their cells of the trace's memory model are searched.
+def judge(report: Report, case: Case, seconds: float, other: Case | None = None, known: Verdict | None = None) -> None:
+    """Claims of the case's variant and of `other` in its set-up; their cells of the case's memory model are searched.
 
-    At most `seconds` for each of the two, with the scenario's own number of vCPUs; 0: nothing is searched.
+    At most `seconds` for each of the two; 0: nothing is searched.  `known` is the case's own verdict if there is one already.
     """
-    scenario, setup, memory = case.scenario, case.setup, case.memory
-    report.setup = setup
-    for name in dict.fromkeys([case.variant_name, scenario.fixed]):
-        variant = scenario.variants.get(name)
-        if variant is None:
+    report.setup = case.setup
+    for one in filter(None, (case, other)):
+        verdict = known if one is case else None
+        if verdict is None and seconds:
+            verdict = explore_case(one, budget=seconds)
+        cells = (_cell(word, model, verdict, one, case) for model, word in _words(one))
+        report.claims.append(Claims(one.variant_name, one.variant.about, tuple(cells)))
+        if verdict is None:
             continue
-        verdict = explore_case(Case(scenario, case.source, name, setup, memory), budget=seconds) if seconds else None
-        cells = (_cell(scenario_word, model, verdict, case, name) for model, scenario_word in _words(case, name))
-        report.claims.append(Claims(name, variant.about, tuple(cells)))
-        if verdict is not None:
-            report.ledgers.append((f"{name}/{setup}/{memory}", verdict.ledger.sentence()))
+        told = verdict.ledger.sentence()
+        report.ledgers.append((str(one).partition(" ")[2], told))
+        said = f"{verdict.finding}, {told}"
+        if report.runs and one.vcpus != report.runs[0].case.vcpus:
+            said = f"with {one.vcpus} vCPUs: {said}"
+        if one is case:
+            report.search = said
+        elif report.beside is not None:
+            report.beside.finding, report.beside.search = verdict.finding, said
 
 
-def _words(case: Case, variant: str) -> list[tuple[str, str]]:
-    scenario = case.scenario
-    return [(model, claim(scenario, scenario.variants[variant], case.setup, model)) for model in MODELS]
+def _words(case: Case) -> list[tuple[str, str]]:
+    return [(model, claim(case.scenario, case.variant, case.setup, model)) for model in MODELS]
 
 
-def _cell(claimed: str, model: str, verdict: Verdict | None, case: Case, variant: str) -> Cell:
+def _cell(claimed: str, model: str, verdict: Verdict | None, case: Case, drawn_case: Case) -> Cell:
     searched = verdict is not None and model == case.memory
     return Cell(
         memory=model,
         claimed=claimed,
         found=verdict.finding if verdict is not None and searched else "",
         confirmed=verdict is not None and searched and verdict.confirmed,
-        here=model == case.memory and variant == case.variant_name,
+        here=model == case.memory and case is drawn_case,
+        exhausted=verdict is not None and searched and verdict.ledger.exhausted,
     )
