@@ -80,11 +80,11 @@ class Automata:
             for name, known in zip(actor.state, self.private[before], strict=True):
                 setattr(actor, name, known)
         actor.checkpoint_seen = None
-        others = [(other, other.local_state()) for other in self._private if other is not actor]
+        others = [(other, _attributes(other)) for other in self._private if other is not actor]
         op = resume(actor, coroutine.send, value)
         self.resuming = False
         for other, was in others:
-            if other.local_state() != was:
+            if _attributes(other) != was:
                 raise _not_its_own(actor, other, was)
         seen: tuple[Any, ...] | None = actor.checkpoint_seen
         if op is None:
@@ -145,8 +145,13 @@ class Automata:
             self.forget(thread)
 
 
-def _not_its_own(actor: Actor, other: Actor, was: tuple[Any, ...]) -> UsageError:
-    for name, before, after in zip(other.state, was, other.local_state(), strict=True):
+def _attributes(actor: Actor) -> list[Any]:
+    """Its private state as it is, also where a decomposition has taken it away."""
+    return [actor.__dict__.get(name) for name in actor.state]
+
+
+def _not_its_own(actor: Actor, other: Actor, was: list[Any]) -> UsageError:
+    for name, before, after in zip(other.state, was, _attributes(other), strict=True):
         if before != after:
             return UsageError(
                 f"{actor.name} changed {other.name}.{name} from {before!r} to {after!r}, which is private state of {other.name}\n"
