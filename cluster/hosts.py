@@ -22,6 +22,7 @@ from cluster.nodes import home, machines
 from cluster.placement import Machine, Plan
 from cluster.pulse import Pulse
 from cluster.ray_host import HostSpec, RayHost
+from cluster.session import later
 from cluster.transport import LOOPBACK, RayDesk, RayWire, SocketWire, Wire, make_secret
 from racevisor.errors import ClusterError
 from racevisor.scenario import Case
@@ -241,7 +242,7 @@ class Hosts:
         self._incarnations[host] += 1
         incarnation = self._incarnations[host]
         name = f"{self.run}-{host}-{incarnation}"
-        self.handles[host] = self.pulse.call(lambda: self._make(host, name))
+        self._put(host, self.pulse.call(lambda: self._make(host, name)))
         (answer,) = self._ask([self._tell(host)], [host], self.start_timeout + 2)
         address = self._answer(host, case, answer) or name
         self._addresses[host] = address
@@ -280,7 +281,12 @@ class Hosts:
     def again(self, host: int) -> None:
         """A host died before it could play: make another one, which `prepare` tells what to play."""
         self._end(host)
-        self.handles[host] = self._make(host)
+        self._put(host, self._make(host))
+
+    def _put(self, host: int, handle: Any) -> None:
+        """Another handle in the place of one that goes: a Ctrl-C within Ray's __del__ of that would be lost."""
+        with later():
+            self.handles[host] = handle
 
     def _end(self, host: int) -> None:
         """See to it that a host that is given up is gone: one that hangs does not do what Ray asks of it, which is to leave."""

@@ -47,8 +47,9 @@ CLIENT = "ray://"
 #: Ray does not say that a secret is missing or wrong; it goes on asking.
 TOKEN = "  if it has a secret, it is wanted here too:  RAY_AUTH_MODE=token, and the cluster's ~/.ray/auth_token\n"
 LOOPBACKS = ("127.0.0.1", "localhost", "::1")
-#: How long leaving a cluster that is gone may take, in seconds, before we leave without Ray's consent.
-LEAVE = 10.0
+#: How long leaving a cluster that is gone may take, in seconds, before we go on without Ray's consent; and before the next is
+#: opened in this process, where Ray has to have let go of the one before.
+LEAVE, LET_GO = 0.5, 10.0
 
 
 class Session:
@@ -74,6 +75,8 @@ class Session:
 
     def open(self) -> None:
         """Connect or start; ClusterError if that does not succeed in time."""
+        while _leaving:
+            _leaving.pop().join(LET_GO)
         if ray.is_initialized():
             self.reused = True
             return
@@ -126,7 +129,7 @@ class Session:
             raylet: Any = ray._raylet
             raylet.Config.initialize("")  # Ray read its environment when it was imported, before it had the secret
             try:
-                with _at_home(), _later():
+                with _at_home(), later():
                     ray.init(address=said["address"], log_to_driver=False, logging_level=logging.CRITICAL)
             except RuntimeError as error:
                 raise ClusterError(f"cannot connect to the Ray that was started here: {error}") from error
@@ -187,9 +190,9 @@ class Session:
 
     def close(self) -> None:
         """Leave the cluster; end the embedded one with all its processes.  Takes half a second, and no Ctrl-C shortens it."""
-        if self.reused:
+        if self.reused or self.directory is None:  # somebody else's, or never opened: what there is may be somebody else's
             return
-        with _later():
+        with later():
             if ray.is_initialized():
                 if self.pulse.lost:
                     _leave()
@@ -198,9 +201,8 @@ class Session:
             if self.child is not None:
                 _end_child(self.child, str(self.directory))
                 self.child = None
-            if self.directory is not None:
-                shutil.rmtree(self.directory, ignore_errors=True)
-                self.directory = None
+            shutil.rmtree(self.directory, ignore_errors=True)
+            self.directory = None
             ray._private.worker.print_to_stdstream = _PRINT
 
 
@@ -211,13 +213,18 @@ def _say_nothing(data: Any, ignore_prefix: bool) -> None:
     """In the place of Ray's print_to_stdstream()."""
 
 
+#: What still tries to leave a cluster that is gone.
+_leaving: list[threading.Thread] = []
+
+
 def _leave() -> None:
-    """ray.shutdown() from a cluster that is gone: it waits for answers that nobody gives, some seconds or for ever."""
+    """ray.shutdown() from a cluster that is gone: it asks, with all of a CPU, what nobody answers, some seconds or for ever."""
     thread = threading.Thread(target=ray.shutdown, name="ray.shutdown", daemon=True)
     thread.start()
     thread.join(LEAVE)
     if thread.is_alive():  # else Ray would wait for the same once more when Python exits
         atexit.unregister(ray.shutdown)
+        _leaving.append(thread)
 
 
 def _end_child(child: subprocess.Popen[str], directory: str) -> None:
@@ -313,7 +320,7 @@ def _working_directory(directory: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _later() -> Iterator[None]:
+def later() -> Iterator[None]:
     """Ctrl-C has its effect at the end of this block, for what would leave a mess when it is torn, and takes a moment only."""
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(before):

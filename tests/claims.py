@@ -1,6 +1,6 @@
 """What the tests of all scenarios ask: which claims do not hold, which checks fail, do two searches and two runs agree."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from racevisor.explore import Verdict, cases, explore, explore_case
 from racevisor.scenario import Case
@@ -18,11 +18,11 @@ def cells_of(scenario: str) -> Callable[..., Case]:
     return one
 
 
-def refuted(wanted: list[Case], jobs: int = 1) -> list[str]:
+def refuted(wanted: Iterable[Case]) -> list[str]:
     """The claims that a search does not bear out, in words."""
     return [
         f"{v.variant}/{v.setup}/{v.memory}: claimed {v.claimed}, found {v.found} ({v.verdict})"
-        for v in explore(wanted, jobs=jobs)
+        for v in explore(list(wanted))
         if not v.confirmed
     ]
 

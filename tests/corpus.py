@@ -12,7 +12,7 @@ from racevisor.shrink import Shrunk, first_broken, shrink
 SOME = {
     "apic_races": ("batch", "hint_first"),
     "hypercall_patching": ("before", "H-M10", "no_patch"),
-    "init_sipi": ("before", "I-M17", "I-M19"),
+    "init_sipi": ("before", "I-M17"),
     "memslot_deletion": ("before", "M-M20"),
     "memslot_generations": ("before",),
     "memslot_users": ("before",),

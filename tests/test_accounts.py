@@ -73,7 +73,7 @@ def truth(seen: Counter[tuple[int, int, int]], rounds: set[int], senders: set[in
     )
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(
     PROGRAMS, st.integers(0, 2**32), st.integers(1, 4), st.integers(1, 3),
     st.tuples(st.integers(0, 120), st.integers(0, 40)), st.one_of(st.none(), st.integers(0, 30)), st.data(),

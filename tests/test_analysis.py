@@ -336,7 +336,7 @@ def test_rounds_that_ended_well_have_nothing_in_flight(tmp_path: Path) -> None:
 
 
 @given(st.integers(0, 2**32), st.integers(1, 4), st.integers(1, 60))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_in_the_merged_table_every_cause_comes_before_its_effects(seed: int, hosts: int, events: int) -> None:
     """Program order on each host, and sending before receiving, whatever the wall clocks of the hosts say."""
     throw = random.Random(seed)

@@ -61,7 +61,7 @@ def test_a_damaged_line_is_named_with_its_file_and_what_is_wrong(tmp_path: Path,
 
 
 @given(st.lists(st.tuples(st.booleans(), st.sampled_from(sorted(BROKEN))), max_size=40), st.integers(50, 4_000))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_among_any_lines_the_damaged_ones_and_no_others_are_left_out(lines: list[tuple[bool, bytes]], block: int) -> None:
     """Wherever a block of the file happens to end."""
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
@@ -77,7 +77,7 @@ def test_among_any_lines_the_damaged_ones_and_no_others_are_left_out(lines: list
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_a_log_that_is_being_written_is_read_up_to_its_last_whole_line(data: st.DataObject) -> None:
     """A run of a week is asked how it goes; what its writer has not finished is no damage."""
     with tempfile.TemporaryDirectory() as name:

@@ -1,18 +1,14 @@
 """Races of the local APIC at register level: what no sequence of operations can tell, a search finds."""
 
 import pytest
-from claims import assert_traces_and_states_agree, audit, cells_of, checks, refuted
+from claims import assert_traces_and_states_agree, audit, cells_of, checks
 
-from racevisor.explore import cases, explore_case
+from racevisor.explore import explore_case
 from racevisor.reenact import reenact
 from racevisor.step import Step
 
 one = cells_of("apic_races")
 WRONG = {"hint_first": "hint", "tmr_last": "tmr", "batch": "map", "flag": "nmi"}
-
-
-def test_every_claim_holds_in_every_memory_model() -> None:
-    assert refuted(cases("apic_races"), jobs=2) == []
 
 
 @pytest.mark.parametrize(("variant", "setup"), WRONG.items())

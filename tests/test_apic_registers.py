@@ -243,7 +243,7 @@ ACTIONS = st.one_of(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(ACTIONS, min_size=15, max_size=40))
 def test_fixed_interrupts_are_two_sets_and_a_priority(actions: list[tuple[str, int]]) -> None:
     """A model of ten lines, for any arrivals, handlers, EOIs and TPR writes; the hint and the ISR's count follow it."""

@@ -298,7 +298,7 @@ def test_it_wakes_a_vcpu_that_sleeps(guest: Guest) -> None:
     assert guest.handles() == 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(MIN_TIMER_PERIOD_NS, 10 * MS), st.lists(st.integers(0, 3 * MS), min_size=1, max_size=12))
 def test_a_periodic_timer_is_where_arithmetic_says(period: int, naps: list[int]) -> None:
     """However time is cut into pieces: the count, and whether a tick has come since one looked."""

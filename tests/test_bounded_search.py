@@ -83,7 +83,7 @@ def test_delays_reach_as_many_classes_of_the_readers_as_another_tool_found(bound
     assert found.cut and not found.exhausted
 
 
-@settings(max_examples=25, derandomize=True, database=None, deadline=None)
+@settings(max_examples=25)
 @given(PROGRAMS, st.sampled_from(MODELS), st.integers(0, 3))
 def test_a_bound_runs_each_schedule_within_it_once_and_no_other(program: str, memory: str, bound: int) -> None:
     """Which schedules these are is worked out from all interleavings, by counting what a scheduler would have had to do."""
@@ -98,7 +98,7 @@ def test_a_bound_runs_each_schedule_within_it_once_and_no_other(program: str, me
         assert strategy.cut == (len(wanted) < len(costs.found)) != strategy.exhausted
 
 
-@settings(max_examples=60, derandomize=True, database=None, deadline=None)
+@settings(max_examples=60)
 @given(PROGRAMS, st.sampled_from(MODELS), st.sampled_from([DelayBounded, PreemptionBounded]))
 def test_end_states_grow_with_the_bound_up_to_those_of_brute_force(program: str, memory: str, kind: Bounded) -> None:
     """More budget never loses a bug, and a search that says exhausted has seen everything."""
@@ -117,7 +117,7 @@ def test_end_states_grow_with_the_bound_up_to_those_of_brute_force(program: str,
     assert found.strategy.executions == full.strategy.executions
 
 
-@settings(max_examples=60, derandomize=True, database=None, deadline=None)
+@settings(max_examples=60)
 @given(PROGRAMS, st.sampled_from(MODELS), st.sampled_from([DelayBounded, PreemptionBounded]))
 def test_the_classes_counted_on_the_way_are_those_of_the_executions(program: str, memory: str, kind: Bounded) -> None:
     """The names are grown from what two executions share; the slow definition starts each time anew."""

@@ -47,7 +47,7 @@ def pairs(of: World) -> list[tuple[frozenset[Any], int]]:
     return found
 
 
-@settings(max_examples=150, derandomize=True, database=None, deadline=None)
+@settings(max_examples=150)
 @given(PROGRAMS, st.sampled_from(MODELS), st.sampled_from([lambda vm: [], watching]))
 def test_two_interleavings_have_one_key_exactly_where_they_are_one_trace(program: str, memory: str, monitors: Make) -> None:
     """A key that is too fine counts a trace twice; one that is too coarse hides a trace, which is worse."""
@@ -64,7 +64,7 @@ def test_an_execution_that_a_violation_ended_has_a_key() -> None:
     assert len(found) == len({key for _, key in found}) == 6
 
 
-@settings(max_examples=100, derandomize=True, database=None, deadline=None)
+@settings(max_examples=100)
 @given(PROGRAMS, st.sampled_from(MODELS), st.data())
 def test_a_key_grown_step_by_step_and_cut_is_the_key_made_at_once(program: str, memory: str, data: st.DataObject) -> None:
     """A search keeps what two executions have in common, and must name the second as if it had started with it."""

@@ -162,7 +162,7 @@ def finished(draft: Sequence) -> Sequence:
 
 
 @given(st.integers(), st.integers(0, 1 << 40), st.booleans())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_every_random_sequence_is_one_of_the_format(seed: int, number: int, swarm: bool) -> None:
     """With 5 to 40 operations as the recorded ones, and a start state of every field."""
     draft = generate(seed, number, swarm=swarm)

@@ -21,7 +21,7 @@ from racevisor.strategies.brute_force import BruteForce
 from racevisor.strategies.random_walk import RandomWalk
 from racevisor.world import World
 
-bounded = settings(max_examples=120, deadline=None, derandomize=True, database=None)
+bounded = settings(max_examples=80)
 
 
 class Together(Monitor):

@@ -267,7 +267,7 @@ LATE = ["release:a:1 cp store:h:1 if:e:ipi:0 await:h:0 cp wmb cp", "if:b:if:b:bi
 RARE = ["xchg:h:1 cp store:d:1 cp await:b:1", "store:a:2", "if:d:bit:c:1 if:d:mb store:d:1", "mb load:e"]
 
 
-@settings(max_examples=300, deadline=None, database=None, derandomize=True)
+@settings(max_examples=300)
 @given(PROGRAMS, st.sampled_from(MODELS), st.sampled_from(["", "", "a", "ab c", "h", "ah"]), st.booleans())
 @example(["keep:a store:h:1 cp kept:store:c:1", "store:a:1", "load:c load:c"], "sc", "", False)
 @example(["store:a:1 cp bit:c:1 if:d:wmb cp store:b:1", "load:b load:a", "store:d:1"], "pso", "", False)

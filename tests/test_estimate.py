@@ -219,7 +219,7 @@ class Tree:
             self.path.pop()
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@settings(max_examples=200)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.booleans(), st.integers(1, 5))
 def test_any_tree_gives_an_ordered_interval_ahead_of_what_is_done(shape: list[int], recognises_states: bool, every: int) -> None:
     """Whatever is walked, and however seldom it is looked at."""

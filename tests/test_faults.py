@@ -24,6 +24,7 @@ from cluster.hosts import Hosts
 from cluster.live import LiveOptions, LiveRun, Round
 from cluster.pulse import Pulse
 from cluster.transport import LOOPBACK, SocketWire, make_secret
+from racevisor.cli import main
 from racevisor.errors import ClusterError, UsageError
 from racevisor.scenario import Case, load
 
@@ -32,6 +33,7 @@ psutil = pytest.importorskip("psutil", reason="Ray's own, on the path once Ray i
 needs_ray = pytest.mark.usefixtures("embedded_ray")
 ROOT = str(Path(__file__).resolve().parent.parent)
 GCS, RAYLET = "gcs_server", "raylet"
+PATIENT: Any = {"silence": 0.2, "give_up": 60.0}
 
 
 def case_of(variant: str = "latch", vcpus: int = 2) -> Case:
@@ -54,6 +56,24 @@ def play(run: LiveRun, rounds: int, at: int, fault: Callable[[], None]) -> list[
     numbers = [number for gone in run.aborted for number in gone.numbers]
     assert sorted([r.number for r in played] + numbers) == list(range(rounds + len(numbers))), "each number once"
     return played
+
+
+def stop(monkeypatch: pytest.MonkeyPatch, run: LiveRun, name: str) -> None:
+    """SIGSTOP to host `name`, which is given up as soon as it was asked whether it is there.
+
+    All others, also its successor, have the minute of PATIENT: on a busy machine one that is well may be silent for seconds.
+    """
+    look, pid = Hosts._look, run.pids[name]
+
+    def hasty(hosts: Hosts) -> tuple[int, str] | None:
+        host = hosts.names.index(name)
+        if hosts.pids[name] == pid and host in hosts._asked and hosts.conductor is not None:
+            hosts._asked[host] = time.perf_counter() - 2 * hosts.give_up
+            hosts.conductor.heard[host] = hosts._asked[host] - 1
+        return look(hosts)
+
+    monkeypatch.setattr(Hosts, "_look", hasty)
+    os.kill(pid, signal.SIGSTOP)
 
 
 # ---- hosts ------------------------------------------------------------------------------------------------------------------
@@ -90,13 +110,12 @@ def test_a_host_that_dies_while_others_account_for_the_aborted_rounds_is_lost_to
 
     def dies(conductor: Conductor, lost: int) -> Any:
         if not died:
-            died.append(run.pids[f"host{(lost + 1) % 4}"])
-            os.kill(died[0], how)
+            died.append(run.pids["host2"])
+            kill(died[0]) if how == signal.SIGKILL else stop(monkeypatch, run, "host2")
         return give_up(conductor, lost)
 
     monkeypatch.setattr(Conductor, "give_up", dies)
-    patience = {"silence": 0.2, "give_up": 3.0} if how == signal.SIGSTOP else {}
-    options = LiveOptions(rounds=8, placement="packed", hosts=4, vms=3, transport=transport, log_dir=tmp_path, **patience)
+    options = LiveOptions(rounds=8, placement="packed", hosts=4, vms=3, transport=transport, log_dir=tmp_path, **PATIENT)
     with LiveRun(case_of(vcpus=16), options) as run:
         play(run, 8, 2, lambda: kill(run.pids["host1"]))
         (gone,) = run.aborted
@@ -128,12 +147,12 @@ def test_a_host_that_dies_before_the_first_round_is_made_again(monkeypatch: pyte
 
 @needs_ray
 @pytest.mark.parametrize("transport", ["sockets", "ray"])
-def test_a_host_that_hangs_is_given_up_killed_and_replaced(transport: str) -> None:
+def test_a_host_that_hangs_is_given_up_killed_and_replaced(monkeypatch: pytest.MonkeyPatch, transport: str) -> None:
     """SIGSTOP: it lives, as far as Ray can tell, and says nothing."""
-    options = LiveOptions(rounds=6, placement="packed", hosts=2, transport=transport, silence=0.2, give_up=3.0)
+    options = LiveOptions(rounds=6, placement="packed", hosts=2, transport=transport, **PATIENT)
     with LiveRun(case_of(), options) as run:
         victim = run.pids["host1"]
-        play(run, 6, 2, lambda: os.kill(victim, signal.SIGSTOP))
+        play(run, 6, 2, lambda: stop(monkeypatch, run, "host1"))
         (gone,) = run.aborted
         assert gone.host == "host1" and "it has not answered" in gone.why
         assert ended([victim])
@@ -142,20 +161,22 @@ def test_a_host_that_hangs_is_given_up_killed_and_replaced(transport: str) -> No
 @needs_ray
 def test_a_host_that_is_slow_only_delays(monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGSTOP, and SIGCONT when it is asked whether it is there: the round is finished, by the same process."""
-    asked = []
-    ping = Conductor.ping
+    look, stopped, asked = Hosts._look, list[int](), list[int]()
 
-    def wake(conductor: Conductor, host: int) -> None:
-        ping(conductor, host)
-        if host == 1 and not asked:
-            asked.append(host)
-            os.kill(victim, signal.SIGCONT)
+    def wakes(hosts: Hosts) -> tuple[int, str] | None:
+        if stopped and not asked and hosts.names.index("host1") in hosts._asked:
+            asked.append(stopped[0])
+            os.kill(stopped[0], signal.SIGCONT)
+        return look(hosts)
 
-    monkeypatch.setattr(Conductor, "ping", wake)
-    with LiveRun(case_of(), LiveOptions(rounds=6, placement="packed", hosts=2, silence=0.2, give_up=60.0)) as run:
-        victim = run.pids["host1"]
-        play(run, 6, 2, lambda: os.kill(victim, signal.SIGSTOP))
-        assert asked and not run.aborted and run.pids["host1"] == victim
+    def fault() -> None:
+        stopped.append(run.pids["host1"])
+        os.kill(stopped[0], signal.SIGSTOP)
+
+    monkeypatch.setattr(Hosts, "_look", wakes)
+    with LiveRun(case_of(), LiveOptions(rounds=6, placement="packed", hosts=2, **PATIENT)) as run:
+        play(run, 6, 2, fault)
+        assert asked and not run.aborted and run.pids["host1"] == stopped[0]
 
 
 @needs_ray
@@ -246,9 +267,8 @@ class Stress:
         self.log = directory / "driver.jsonl"
         self.temp = tempfile.mkdtemp(prefix="r", dir="/tmp")  # paths of sockets are short
         own = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-        where = ("--dir", str(directory)) if "--resume" not in arguments else ()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "racevisor.cli", "stress", *arguments, *where, "--json"],
+            [sys.executable, "-m", "racevisor.cli", "stress", *arguments, "--dir", str(directory), "--json"],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -288,7 +308,7 @@ class Stress:
 
     def end(self) -> tuple[int, dict[str, Any], str]:
         """(exit status, the JSON, what was said on standard error), when it ends; nothing is left of it."""
-        out, said = self.process.communicate(timeout=50)
+        out, said = self.process.communicate(timeout=120)
         assert ended(list(self.seen)), "no process is left"
         names = {path.name for path in self.directory.iterdir()} if self.directory.exists() else set()
         assert not {name for name in names if name.startswith(".")} and not list(Path(self.temp).glob("racevisor-*")), (
@@ -299,7 +319,7 @@ class Stress:
 
 def ended(pids: list[int]) -> bool:
     """Are they all gone?  They may take a moment."""
-    _, rest = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=5)
+    _, rest = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=30)
     return not [one for one in rest if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
 
 
@@ -328,13 +348,10 @@ ENDLESS = ("init_sipi", "--variant", "latch", "--vcpus", "3", "--rounds", "10000
 def test_stress_goes_on_after_a_kill_and_tells_of_it_when_it_is_interrupted(begin: Callable[..., Stress]) -> None:
     """End to end: SIGKILL to a host, the next host, the next; then Ctrl-C while yet another one is replaced: status 130."""
     stress = begin(*ENDLESS)
-    for times in range(1, 3):
+    for times in range(1, 4):
         stress.until(lambda: stress.lines() and stress.lines()[-1]["event"] == "round")
         kill(stress.pids("ray::Seat")[-1])
-        stress.until(lambda times=times: sum(line["event"] == "aborted" for line in stress.lines()) == times)
-    stress.until(lambda: stress.lines()[-1]["event"] == "round")
-    kill(stress.pids("ray::Seat")[0])
-    stress.until(lambda: stress.lines()[-1]["event"] == "aborted")
+        stress.until(lambda times=times: sum(line["event"] == "aborted" for line in stress.lines()) >= times)
     os.killpg(stress.process.pid, signal.SIGINT)
     status, found, _ = stress.end()
     lines = stress.lines()
@@ -424,35 +441,31 @@ class Head:
 
 
 @pytest.fixture
-def heads() -> Iterator[list[Head]]:
-    started: list[Head] = []
+def head() -> Iterator[Head]:
+    started = Head()
     yield started
-    for one in started:
-        one.close()
+    started.close()
 
 
 def test_a_cluster_that_is_stopped_ends_it_clearly_and_another_one_resumes_it(
-    begin: Callable[..., Stress], heads: list[Head]
+    begin: Callable[..., Stress], head: Head, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What `ray stop` does: SIGTERM to the raylet and to the GCS.  The driver ends by itself, its hosts too."""
-    heads.append(Head())
-    heads[0].wait()
-    stress = begin(*ENDLESS, "--address", heads[0].address, **heads[0].environment)
+    head.wait()
+    stress = begin(*ENDLESS, "--address", head.address, **head.environment)
     stress.until(lambda: len(stress.lines()) >= 5)
-    hosts = [one.pid for one in heads[0].family() if "ray::Seat" in one.name()]
-    heads.append(Head())  # starts while the first one is stopped
-    for one in heads[0].family():
+    hosts = [one.pid for one in head.family() if "ray::Seat" in one.name()]
+    for one in head.family():
         if one.name() in (GCS, RAYLET):
             one.terminate()
     status, found, said = stress.end()
     finished = sum(line["event"] == "round" for line in stress.lines())
     assert status == 4 and "Traceback" not in said and found["rounds"] == finished
     assert len(hosts) == 2 and ended(hosts)
-    heads[1].wait()
-    resume = ("--resume", str(stress.directory), "--rounds", str(finished + 3), "--address", heads[1].address)
-    again = begin(*resume, **heads[1].environment)
-    status, found, _ = again.end()
-    assert (status, found["rounds"]) == (0, finished + 3)
+    request.getfixturevalue("embedded_ray")
+    with pytest.raises(SystemExit) as ending:
+        main(["stress", "--resume", str(stress.directory), "--rounds", str(finished + 3), "--json"])
+    assert (ending.value.code, json.loads(capsys.readouterr().out)["rounds"]) == (0, finished + 3)
 
 
 def test_a_pulse_is_patient_with_somebody_elses_cluster() -> None:

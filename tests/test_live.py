@@ -1,16 +1,16 @@
-"""Live rounds on Ray, each held against the World; what happens when something dies, does not answer, or is interrupted."""
+"""Live rounds on Ray, each held against the World; what happens when something dies or does not answer."""
 
 import json
 import os
 import signal
 import socket
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+import threading
 from pathlib import Path
 
 import pytest
+import ray
 
+from cluster import session
 from cluster.live import LiveOptions, LiveRun, Round
 from cluster.session import Session
 from racevisor.errors import ClusterError, NotDeterministic, UsageError
@@ -30,34 +30,14 @@ def play(case: Case, rounds: int, **options: object) -> list[Round]:
         return list(run.rounds())
 
 
-@pytest.fixture(scope="module")
-def warm(embedded_ray: None) -> Iterator[Callable[[Case], LiveRun]]:
-    """Hosts take a second to start; the cases of one set-up have the same actors and can share them."""
-    runs: dict[str, LiveRun] = {}
-
-    def of(case: Case) -> LiveRun:
-        run = runs.get(case.setup)
-        if run is None:
-            run = runs[case.setup] = LiveRun(case, LiveOptions(rounds=4))
-            run.__enter__()
-        else:
-            run.switch(case)
-        return run
-
-    yield of
-    for run in runs.values():
-        run.close()
-
-
+@needs_ray
 @pytest.mark.parametrize("memory", ["sc", "tso", "pso"])
 @pytest.mark.parametrize("setup", ["plain", "irq"])
 @pytest.mark.parametrize("variant", ["before", "latch"])
-def test_every_outcome_seen_on_ray_is_one_the_world_can_reach(
-    warm: Callable[[Case], LiveRun], variant: str, setup: str, memory: str
-) -> None:
+def test_every_outcome_seen_on_ray_is_one_the_world_can_reach(variant: str, setup: str, memory: str) -> None:
     """The law of parity: each round gives its steps, and the World takes the same ones to the same end."""
     case = case_of(variant, setup, memory)
-    rounds = list(warm(case).rounds())
+    rounds = play(case, 4)
     assert [r.number for r in rounds] == [0, 1, 2, 3]
     for r in rounds:
         assert r.status == ("violated" if any(v.step is not None for v in r.violations) else "terminal")
@@ -272,13 +252,14 @@ def test_without_debug_only_the_driver_logs(tmp_path: Path) -> None:
     assert file.name == "driver.jsonl" and len(file.read_text().splitlines()) == 1 + 3
 
 
+@needs_ray
 def test_a_log_directory_that_cannot_be_written_is_an_error_before_anything_starts(tmp_path: Path) -> None:
-    """Not after the 5 seconds that Ray takes."""
+    """Not after the 5 seconds that Ray takes; and a Ray that somebody else has started stays."""
     (tmp_path / "file").write_text("")
     run = LiveRun(case_of(), LiveOptions(log_dir=tmp_path / "file" / "logs"))
     with pytest.raises(UsageError, match=r"cannot write the log .*\n.*--log-dir"), run:
         pass
-    assert run.hosts is None
+    assert run.hosts is None and ray.is_initialized()
 
 
 def test_an_address_where_nobody_is_says_so_and_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,46 +274,20 @@ def test_an_address_where_nobody_is_says_so_and_what_to_type(monkeypatch: pytest
         Session("nonsense").open()
 
 
-INTERRUPTED = """
-import sys
-from cluster.live import LiveOptions, LiveRun
-from racevisor.scenario import Case, load
-scenario, source = load("init_sipi")
-done = 0
-try:
-    with LiveRun(Case(scenario, source, "before", "plain", "tso"), LiveOptions(rounds=100000)) as run:
-        print(run.session.child.pid, *run.pids.values(), flush=True)
-        for r in run.rounds():
-            done += 1
-            print(r.number, flush=True)
-except KeyboardInterrupt:
-    print("kept", done, run.session.child, flush=True)
-"""
+@needs_ray
+def test_who_has_lost_a_cluster_does_not_wait_for_ray_until_another_one_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ray.shutdown() asks a cluster that is gone for seconds: results are told before that is done, the next Ray comes after."""
+    leaves, waits = threading.Event(), threading.Event()
 
+    def shutdown() -> None:
+        waits.set()
+        leaves.wait()
 
-def test_ctrl_c_leaves_no_process_behind_and_keeps_what_was_done() -> None:
-    """On a Ray of its own: SIGINT to the whole group, as a terminal sends it."""
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    root = str(Path(__file__).resolve().parent.parent)
-    with subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED],
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={**environment, "PYTHONPATH": root},
-    ) as process:
-        assert process.stdout is not None
-        pids = [int(pid) for pid in process.stdout.readline().split()]
-        assert len(pids) == 7
-        assert process.stdout.readline() == "0\n"
-        os.killpg(process.pid, signal.SIGINT)
-        rest = process.stdout.read().splitlines()
-    assert process.returncode == 0
-    assert rest[-1].startswith("kept ") and int(rest[-1].split()[1]) >= 1 and rest[-1].endswith("None")
-    assert [pid for pid in pids if lives(pid)] == []
-
-
-def lives(pid: int) -> bool:
-    """A zombie that init has not collected yet is dead."""
-    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout.strip()
-    return bool(state) and not state.startswith("Z")
+    monkeypatch.setattr("ray.shutdown", shutdown)
+    monkeypatch.setattr("atexit.unregister", lambda function: None)
+    session._leave()
+    (thread,) = session._leaving
+    assert waits.is_set() and thread.is_alive()
+    leaves.set()
+    Session().open()
+    assert not thread.is_alive() and not session._leaving

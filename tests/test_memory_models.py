@@ -132,7 +132,7 @@ PLAIN = ["x=1", "y=1", "x=2", "r0=x", "r1=y", "x+=1"]
 WORDS = [*PLAIN, "y:=2", "z=1", "r2=z", "y?0>3", "x@1", "mb", "wmb", "rmb", "lock", "unlock", "x==1"]
 
 
-@settings(max_examples=120, deadline=None, derandomize=True, database=None)
+@settings(max_examples=120)
 @given(st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=4), min_size=2, max_size=3))
 def test_tso_allows_what_sc_allows_and_pso_what_tso_allows(threads: list[list[str]]) -> None:
     """A weaker model adds outcomes and takes none away: Never under pso is Never under all three."""
@@ -141,7 +141,7 @@ def test_tso_allows_what_sc_allows_and_pso_what_tso_allows(threads: list[list[st
     assert sc <= tso <= pso
 
 
-@settings(max_examples=30, deadline=None, derandomize=True, database=None)
+@settings(max_examples=30)
 @given(st.lists(st.lists(st.sampled_from(PLAIN), min_size=1, max_size=3), min_size=2, max_size=2))
 def test_full_barriers_everywhere_bring_sequential_consistency_back(threads: list[list[str]]) -> None:
     """The models differ in when stores become visible, and in nothing else."""

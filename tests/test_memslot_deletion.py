@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from claims import assert_traces_and_states_agree, audit, cells_of, checks, refuted
+from claims import assert_traces_and_states_agree, audit, cells_of, checks
 
 from actors.memslots import (
     EEXIST,
@@ -32,16 +32,6 @@ from racevisor.world import World
 one = cells_of("memslot_deletion")
 
 SETUPS = [*cases("memslot_deletion")[0].scenario.setups]
-
-
-def test_every_claim_holds_when_stores_are_visible_at_once() -> None:
-    assert refuted(cases("memslot_deletion", memories=["sc"]), jobs=2) == []
-
-
-@pytest.mark.parametrize("memory", ["tso", "pso"])
-def test_the_claims_of_the_historical_versions_and_of_the_barrier_mutant_hold_with_store_buffers(memory: str) -> None:
-    versions = ["before", "after", "swap_first", "protect", "today", "M-M19"]
-    assert refuted(cases("memslot_deletion", versions, memories=[memory]), jobs=2) == []
 
 
 @pytest.mark.parametrize(

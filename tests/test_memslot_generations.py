@@ -1,18 +1,14 @@
 """MMIO generations: a vCPU believes what it remembers only as long as the slots are those of that time."""
 
 import pytest
-from claims import assert_traces_and_states_agree, audit, cells_of, checks, refuted
+from claims import assert_traces_and_states_agree, audit, cells_of, checks
 
 from racevisor.commands.output import reenact
-from racevisor.explore import cases, explore_case
+from racevisor.explore import explore_case
 from racevisor.memory import MODELS
 from racevisor.step import Step
 
 one = cells_of("memslot_generations")
-
-
-def test_every_claim_holds_in_every_memory_model() -> None:
-    assert refuted(cases("memslot_generations"), jobs=2) == []
 
 
 @pytest.mark.parametrize(

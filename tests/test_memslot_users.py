@@ -1,16 +1,12 @@
 """Who else relies on memory slots: what each got wrong is found, and what repaired it holds."""
 
 import pytest
-from claims import assert_traces_and_states_agree, audit, cells_of, checks, refuted
+from claims import assert_traces_and_states_agree, audit, cells_of, checks
 
-from racevisor.explore import cases, explore_case
+from racevisor.explore import explore_case
 from racevisor.memory import MODELS
 
 one = cells_of("memslot_users")
-
-
-def test_every_claim_holds_in_every_memory_model() -> None:
-    assert refuted(cases("memslot_users"), jobs=2) == []
 
 
 @pytest.mark.parametrize(

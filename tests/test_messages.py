@@ -87,7 +87,7 @@ def damaged(random: Random, frame: bytes) -> bytes:
     return bytes(data)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(PARTS.filter(bool), st.integers(0, 2**32), st.integers(DRIVER, 99))
 def test_of_100_000_damaged_frames_none_does_harm(parts: list[Any], seed: int, sender: int) -> None:
     """Each is refused, or is another sound frame by chance: no other exception, no hang, no gigabytes.  200 times 500 frames."""

@@ -10,7 +10,7 @@ from actors import mmu_notifier as kvm
 from actors.actor import Cell
 from actors.mmu import MmuPcpu
 from actors.ops import CALL_QUEUED, IN_GUEST, IPI_PENDING, IRQS_OFF, RMW, WRITE_ONCE
-from racevisor.explore import cases, explore_case
+from racevisor.explore import explore_case
 from racevisor.memory import MODELS
 from racevisor.scenario import Case, Scenario, Variant, in_table, load
 from racevisor.strategies.random_walk import RandomWalk
@@ -22,17 +22,6 @@ one = cells_of("mmu_notifier")
 QUICK = ("munmap", "reclaim", "prefetch", "huge", "twice", "aging", "ksm", "invlpg", "new_slot")
 #: with variants of their own
 SPECIAL = ("ranges", "sync", "remap", "two_pages", "dirty", "room", "create", "exit")
-
-
-def test_every_claim_holds_when_stores_are_visible_at_once() -> None:
-    assert refuted(cases("mmu_notifier", memories=["sc"])) == []
-
-
-@pytest.mark.parametrize("memory", ["tso", "pso"])
-def test_the_claims_of_the_versions_and_of_the_barrier_mutants_hold_with_store_buffers(memory: str) -> None:
-    versions = ["before", "after", "fixed", "lockless", "lockless_no_wmb", "N-M13", "N-M13l", "N-M14l", "N-M16", "N-M24"]
-    assert refuted(cases("mmu_notifier", versions, QUICK, [memory])) == []
-    assert refuted(cases("mmu_notifier", setups=list(SPECIAL), memories=[memory])) == []
 
 
 def test_only_exhausted_searches_say_never() -> None:

@@ -197,7 +197,7 @@ def test_answers_do_not_follow_priorities() -> None:
     assert all(abs(times - 200) < 4 * sqrt(200) for times in count.values())
 
 
-@settings(max_examples=60, derandomize=True, database=None, deadline=None)
+@settings(max_examples=60)
 @given(PROGRAMS, st.sampled_from(MODELS), st.integers(1, 3))
 def test_every_end_state_is_one_of_brute_force(program: str, memory: str, depth: int) -> None:
     """Locks, waits, IPIs, choices, store buffers: what moves is always something that can."""
@@ -205,7 +205,7 @@ def test_every_end_state_is_one_of_brute_force(program: str, memory: str, depth:
     assert found.ends <= by_brute_force(world(program, memory)).ends
 
 
-@settings(max_examples=60, derandomize=True, database=None, deadline=None)
+@settings(max_examples=60)
 @given(PROGRAMS, st.sampled_from(MODELS), st.integers(1, 4))
 def test_the_channel_that_moves_is_the_one_with_the_highest_priority(program: str, memory: str, depth: int) -> None:
     """The heap is kept up by what joins it; here all movable channels are looked at, at every step."""

@@ -3,20 +3,15 @@
 from typing import Any
 
 import pytest
-from claims import assert_traces_and_states_agree, audit, cells_of, checks, refuted
+from claims import assert_traces_and_states_agree, audit, cells_of, checks
 
 from actors.actor import Cell
 from actors.rwlock import WRITER, RwLock
-from racevisor.explore import cases, explore_case
+from racevisor.explore import explore_case
 from racevisor.memory import MODELS
 
 one = cells_of("pfn_cache")
 SETUPS = ("munmap", "first", "two", "elsewhere", "no_slot")
-
-
-@pytest.mark.parametrize("memory", MODELS)
-def test_every_claim_holds(memory: str) -> None:
-    assert refuted(cases("pfn_cache", memories=[memory])) == []
 
 
 def test_only_exhausted_searches_say_never() -> None:

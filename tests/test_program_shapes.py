@@ -26,7 +26,7 @@ from racevisor.world import World
 
 Body = Callable[[Any], Any]
 GAVE_UP = (("gave", "up"),)
-bounded = settings(max_examples=80, deadline=None, derandomize=True, database=None)
+bounded = settings(max_examples=80)
 
 
 def machine(memory: str, *bodies: Body, automata: bool = False, max_steps: int = 500, **cells: Any) -> World:

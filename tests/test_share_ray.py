@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import ray
-from test_share_search import Office, shared
+from test_share_search import shared
 
 from cluster.search import Crew
 from racevisor.choose import Wanted
@@ -21,7 +21,7 @@ from racevisor.cli import main
 from racevisor.errors import ClusterError
 from racevisor.explore import cases, explore_case
 from racevisor.scenario import Case
-from racevisor.share.checkpoint import FILE, Checkpoint, resume
+from racevisor.share.checkpoint import Checkpoint, resume
 from racevisor.share.search import Sharing
 
 psutil = pytest.importorskip("psutil", reason="Ray's own, on the path once Ray is imported")
@@ -29,11 +29,18 @@ psutil = pytest.importorskip("psutil", reason="Ray's own, on the path once Ray i
 needs_ray = pytest.mark.usefixtures("embedded_ray")
 ROOT = Path(__file__).resolve().parent.parent
 OPTIMAL = Wanted(strategy="optimal", to_the_end=True)
+KILLS = 20
 
 
 def cell() -> Case:
     """A few hundred traces."""
     return cases("pfn_cache", ("before",), ("first",), ("tso",))[0]
+
+
+def whole() -> str:
+    """The certificate of that cell."""
+    (verdict,) = shared([cell()], 1, strategy="optimal", to_the_end=True)
+    return str(verdict.ledger.certificate)
 
 
 def searched(
@@ -53,39 +60,37 @@ def searched(
 
 @needs_ray
 def test_one_two_and_four_workers_certify_the_same_traces() -> None:
-    """As many as a search that is not shared out meets."""
+    """Those that workers without processes meet, and as many as a search that is not shared out."""
     alone = explore_case(cell(), strategy="optimal", to_the_end=True)
-    found = [searched(cell(), workers)[0] for workers in (1, 2, 4)]
-    assert found[0] == found[1] == found[2]
-    assert found[0].startswith(f"{alone.executions}:")
+    certificate = whole()
+    assert certificate.startswith(f"{alone.executions}:")
+    assert [searched(cell(), workers)[0] for workers in (1, 2, 4)] == [certificate] * 3
 
 
 @needs_ray
 def test_workers_that_are_killed_at_twenty_moments_lose_nothing() -> None:
     """SIGKILL, after so many pieces as a die says; a piece takes a few milliseconds, so there are twenty moments."""
-    whole, _ = searched(cell(), 1)
     random = Random(20)
     kills = []
     at = 0
 
     def fault(crew: Crew) -> None:
         nonlocal at
-        if crew.pieces >= at and crew.pids and len(kills) < 20:
+        if crew.pieces >= at and crew.pids and len(kills) < KILLS:
             worker = random.choice(sorted(crew.pids))
             kills.append(crew.pids.pop(worker))
             os.kill(kills[-1], signal.SIGKILL)
             at = crew.pieces + random.randint(1, 2)
 
     certificate, crew = searched(cell(), 3, (0.002, 0.001), fault)
-    assert certificate == whole
-    assert len(kills) == 20
-    assert crew.deaths >= 15  # some were killed when they had nothing to do, at the very end
+    assert certificate == whole()
+    assert len(kills) == KILLS
+    assert crew.deaths >= KILLS - 3  # some were killed when they had nothing to do, at the very end
 
 
 @needs_ray
 def test_a_worker_that_hangs_is_given_up_and_its_piece_is_handed_out_again() -> None:
     """Ray does not notice that: the process is there, and its connections are."""
-    whole, _ = searched(cell(), 1)
     stopped: list[Any] = []
 
     def fault(crew: Crew) -> None:
@@ -95,7 +100,7 @@ def test_a_worker_that_hangs_is_given_up_and_its_piece_is_handed_out_again() -> 
 
     try:
         certificate, crew = searched(cell(), 2, (0.002, 0.001), fault, patience=(0.2, 1.0))
-        assert certificate == whole
+        assert certificate == whole()
         assert crew.deaths >= 1
         stopped[0].wait(30)
     finally:
@@ -103,29 +108,51 @@ def test_a_worker_that_hangs_is_given_up_and_its_piece_is_handed_out_again() -> 
             stopped[0].kill()
 
 
-def test_driver_and_workers_that_are_killed_go_on_where_they_were(tmp_path: Path) -> None:
-    """SIGKILL of the driver, which takes its Ray along; whoever resumes ends with the certificate of a whole search."""
+#: A driver that searches what it finds in a directory, and stops with pieces handed out, having said who its workers are.
+DRIVER = """
+import sys
+from pathlib import Path
+from cluster.search import Crew
+from racevisor.share.checkpoint import resume
+
+def look(crew):
+    if crew.pieces >= 3:
+        kept.save()
+        print(*crew.pids.values(), flush=True)
+        sys.stdin.read()
+
+kept = resume(Path(sys.argv[1]), 2)
+with Crew(kept.sharing, slices=(0.002, 0.001), on_look=look) as crew:
+    crew.run()
+"""
+
+
+def test_driver_and_workers_that_are_killed_go_on_where_they_were(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+) -> None:
+    """SIGKILL of a driver, which takes its Ray along; whoever resumes, on another Ray, ends with the whole certificate."""
     directory = tmp_path / "search"
-    sharing = Sharing([cell()], OPTIMAL, 2)
-    office = Office(sharing, Random(3).randint)
-    for _ in range(4):
-        office.step()  # so that there is something to lose
-    Checkpoint(directory, sharing).save()
-    office.close()
-    command = [sys.executable, "-m", "racevisor.cli", "explore", "--resume", str(directory), "--workers", "2", "--json"]
-    options: dict[str, Any] = {
-        "cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(ROOT)}, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL,
-    }  # fmt: skip
-    before = (directory / FILE).stat().st_mtime_ns
-    with subprocess.Popen(command, **options) as driver:
-        while driver.poll() is None and (directory / FILE).stat().st_mtime_ns == before:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                driver.wait(0.01)
+    begun = Sharing([cell()], OPTIMAL, 2)
+    Checkpoint(directory, begun).save()
+    begun.close()
+    with subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(directory)],
+        env={**{name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as driver:
+        assert driver.stdout is not None
+        workers = [psutil.Process(int(pid)) for pid in driver.stdout.readline().split()]
         driver.kill()
-    resumed = subprocess.run([*command, "--trace-dir", str(tmp_path)], check=False, **options)
-    (claim,) = json.loads(resumed.stdout)["claims"]
-    (whole,) = shared([cell()], 1, strategy="optimal", to_the_end=True)
-    assert claim["ledger"]["certificate"] == whole.ledger.certificate
+    _, left = psutil.wait_procs(workers, timeout=30)
+    assert workers and not [one for one in left if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+    assert not resume(directory, 1).sharing.done
+    request.getfixturevalue("embedded_ray")
+    with pytest.raises(SystemExit):
+        main(["explore", "--resume", str(directory), "--workers", "2", "--json", "--trace-dir", str(tmp_path)])
+    (claim,) = json.loads(capsys.readouterr().out)["claims"]
+    assert claim["ledger"]["certificate"] == whole()
     assert resume(directory, 1).sharing.done
 
 

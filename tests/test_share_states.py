@@ -126,7 +126,7 @@ def alone(case: Any) -> tuple[StatesPool, Any]:
 TEAMS = st.tuples(st.integers(1, 4), st.integers(0, 1_000), st.sampled_from([1, 3, 20]))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @for_all(PROGRAMS, st.sampled_from(MODELS), TEAMS)
 def test_a_shared_search_meets_the_end_states_of_brute_force(program: str, memory: str, team: tuple[int, int, int]) -> None:
     """Slices of few executions, results in any order, workers that vanish, checkpoints in between."""

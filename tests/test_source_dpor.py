@@ -295,7 +295,7 @@ def compare(program: str, memory: str, monitors: Make = lambda vm: []) -> None:
     assert set(reduced.classes) == set(full.classes)
 
 
-bounded = settings(max_examples=150, deadline=None, derandomize=True, database=None)
+bounded = settings(max_examples=100)
 
 
 class Diary(Monitor):

@@ -58,7 +58,7 @@ PROGRAMS = st.lists(
 ).filter(lambda threads: sum(len(words) for words in threads) <= 7)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@settings(max_examples=60)
 @given(PROGRAMS, st.sampled_from(MODELS))
 def test_reduced_and_full_search_end_alike_with_a_blocking_op_whose_effect_depends_on_what_it_sees(
     threads: list[list[str]], memory: str

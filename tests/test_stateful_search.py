@@ -61,14 +61,14 @@ def steps(threads: list[list[str]]) -> int:
 THREADS = st.lists(st.lists(WORDS, min_size=1, max_size=3), min_size=2, max_size=3).filter(lambda threads: steps(threads) <= 8)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(THREADS, st.sampled_from(MODELS))
 def test_every_end_state_of_brute_force_is_found_and_no_other(threads: list[list[str]], memory: str) -> None:
     program = " | ".join(" ".join(words) for words in threads)
     assert by_states(world(program, memory, automata=True)).ends == by_brute_force(world(program, memory)).ends
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(THREADS, st.sampled_from(MODELS), st.integers(0, 9))
 def test_a_schedule_found_on_automata_runs_the_same_on_coroutines(threads: list[list[str]], memory: str, seed: int) -> None:
     program = " | ".join(" ".join(words) for words in threads)

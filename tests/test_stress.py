@@ -6,14 +6,17 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray  # noqa: F401 - brings psutil
 
 import racevisor.events
 from racevisor.book import Book, seconds_of
+from racevisor.cli import main
 from racevisor.commands.stress import stress
 from racevisor.errors import ClusterError, UsageError
 from racevisor.events import EventLog
@@ -193,8 +196,11 @@ sys.exit(main([*asked, sys.argv[1]]))
 """
 
 
-def test_a_driver_that_is_killed_loses_no_finished_round_and_leaves_no_process(tmp_path: Path) -> None:
-    """SIGKILL, on a Ray of its own: the log has every finished round, the hosts end, and --resume continues the count."""
+def test_a_driver_that_is_killed_loses_no_finished_round_and_leaves_no_process(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+) -> None:
+    """SIGKILL, on a Ray of its own, which ends too: the log has every finished round, and --resume counts on, on another Ray."""
+    psutil = pytest.importorskip("psutil", reason="Ray's own, on the path once Ray is imported")
     directory = tmp_path / "stress"
     root = str(Path(__file__).resolve().parent.parent)
     environment = {**{name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}, "PYTHONPATH": root}
@@ -203,19 +209,19 @@ def test_a_driver_that_is_killed_loses_no_finished_round_and_leaves_no_process(t
         [sys.executable, "-c", KILLED, str(directory)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
     ) as process:
         while not log.exists() or log.read_text().count("\n") < 20:
-            assert process.poll() is None
+            with suppress(subprocess.TimeoutExpired):
+                raise AssertionError(f"it has ended: {process.wait(0.02)}")
+        family = psutil.Process(process.pid).children(recursive=True)
         process.kill()
+    _, left = psutil.wait_procs(family, timeout=30)
+    assert family and not [one for one in left if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
     lines = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
     finished = max(line["count"] for line in lines if line["event"] == "round")
-    again = subprocess.run(
-        [sys.executable, "-m", "racevisor.cli", "stress", "--resume", str(directory), "--rounds", str(finished + 5), "--json"],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
-    found = json.loads(again.stdout)
-    assert (again.returncode, found["rounds"], found["bad"]) == (0, finished + 5, 0)
+    request.getfixturevalue("embedded_ray")
+    with pytest.raises(SystemExit) as ended:
+        main(["stress", "--resume", str(directory), "--rounds", str(finished + 5), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert (ended.value.code, found["rounds"], found["bad"]) == (0, finished + 5, 0)
     lines = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
     counts = [line["count"] for line in lines if line["event"] == "round"]
     assert counts == list(range(1, finished + 6))

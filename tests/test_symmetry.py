@@ -246,7 +246,7 @@ def compare(copies: int, words: list[str], host: list[str], memory: str, monitor
         assert search.violations == full.violations
 
 
-@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@settings(max_examples=60)
 @given(COPIES_AND_BODY, st.lists(HOST, max_size=2), st.sampled_from(MODELS), st.sampled_from([*MONITORS]))
 def test_a_search_with_symmetry_finds_what_the_full_one_finds_and_keeps_one_state_of_each_orbit(
     program: tuple[int, list[str]], host: list[str], memory: str, monitors: str

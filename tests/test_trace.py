@@ -98,7 +98,7 @@ def test_every_truncation_is_called_one(sound: bytes) -> None:
             trace.loads(sound[:length], WHERE)
 
 
-@settings(max_examples=300, deadline=None, database=None, derandomize=True)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_no_flipped_byte_goes_unnoticed(sound: bytes, data: st.DataObject) -> None:
     """A damaged trace must not replay something else, and must not end in a traceback."""
@@ -108,7 +108,7 @@ def test_no_flipped_byte_goes_unnoticed(sound: bytes, data: st.DataObject) -> No
         trace.loads(sound[:at] + bytes([value]) + sound[at + 1 :], WHERE)
 
 
-@settings(max_examples=300, deadline=None, database=None, derandomize=True)
+@settings(max_examples=300)
 @given(st.binary(max_size=200))
 @example(b"")
 @example(b"\x80")
@@ -129,7 +129,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=400, deadline=None, database=None, derandomize=True)
+@settings(max_examples=400)
 @given(field=st.sampled_from(sorted(trace._FIELDS)), value=VALUES)
 @example("seed", "9" * 5000)
 @example("violations", [["check", "text", 10**6, []]])

@@ -66,30 +66,19 @@ def test_a_number_that_a_scenario_cannot_have_is_one_sentence() -> None:
 
 def test_the_command_line_explores_records_and_replays_more_vcpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The number is in the verdict, in the file's name, in the trace, and in the line to paste."""
-    arguments = [
-        "explore",
-        "init_sipi",
-        "--variant",
-        "before",
-        "--setup",
-        "plain",
-        "--memory",
-        "sc",
-        "--trace-dir",
-        str(tmp_path),
-    ]
+    cell = ["mmu_notifier", "--variant", "before", "--setup", "munmap", "--memory", "sc"]
     with pytest.raises(SystemExit) as ended:
-        main([*arguments, "--vcpus", "3", "--json"])
+        main(["explore", *cell, "--vcpus", "3", "--trace-dir", str(tmp_path), "--json"])
     assert ended.value.code == 0
     (claim,) = json.loads(capsys.readouterr().out)["claims"]
     assert claim["vcpus"] == 3
-    assert claim["trace"] == str(tmp_path / "before-plain-sc-3vcpus.trace")
+    assert claim["trace"] == str(tmp_path / "before-munmap-sc-3vcpus.trace")
     with pytest.raises(SystemExit) as ended:
         main(["replay", claim["trace"]])
     assert ended.value.code == 0
     shown = capsys.readouterr().out
-    assert "init_sipi before/plain/sc with 3 vCPUs: replayed" in shown
-    assert "racevisor run init_sipi --variant before --setup plain --memory sc --vcpus 3" in shown
+    assert "mmu_notifier before/munmap/sc with 3 vCPUs: replayed" in shown
+    assert f"racevisor run {' '.join(cell)} --vcpus 3" in shown
 
 
 def test_a_trace_of_the_version_without_the_number_is_still_read(tmp_path: Path) -> None:

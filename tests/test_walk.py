@@ -32,7 +32,7 @@ def test_the_end_is_where_it_breaks_and_the_start_is_where_nothing_has_happened(
     race.close()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(-2, 12), max_size=6))
 def test_a_state_does_not_depend_on_the_way_to_it(ways: list[int]) -> None:
     """Going back is going there from the start; nothing of what came later may be left."""
