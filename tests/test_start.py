@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,11 +68,15 @@ def test_a_command_that_was_told_to_ignore_ctrl_c_ignores_it() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_who_imports_the_command_line_finds_ctrl_c_as_it_was() -> None:
-    """The tests, or somebody's own tool."""
-    import racevisor.cli  # noqa: F401
-
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+@pytest.mark.parametrize("was", [signal.default_int_handler, signal.SIG_IGN])
+def test_who_imports_the_command_line_finds_ctrl_c_as_it_was(was: Any) -> None:
+    """The tests, or somebody's own tool; what was started in the background of a shell has it ignored."""
+    code = "from signal import *; was = getsignal(SIGINT); import racevisor.cli; assert getsignal(SIGINT) is was"
+    before = signal.signal(signal.SIGINT, was)
+    try:
+        subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": ROOT}, check=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_the_public_names_are_there_when_they_are_asked_for() -> None:
