@@ -104,6 +104,7 @@ async def hv_vcpu_block(vcpu: HvVcpu) -> None:
         if await hv_vcpu_runnable(vcpu):
             break
         await await_eq(vcpu.task_state, TASK_RUNNING)  # schedule()
+    vcpu.checkpoint("woken")
     await WRITE_ONCE(vcpu.task_state, TASK_RUNNING)
     await WRITE_ONCE(vcpu.wait_task, False)
     vcpu.halted = False
@@ -124,6 +125,7 @@ async def hv_vcpu_enter_guest(vcpu: HvVcpu) -> None:
         await inject_pending_event(vcpu)
     vcpu.checkpoint("entry")
     await vcpu.pcpu.local_irq_disable()
+    vcpu.checkpoint("IRQs off")
     await smp_store_release(vcpu.mode, IN_GUEST_MODE)
     await smp_mb()  # mode before requests: pairs with the barrier in kvm_vcpu_kick()
     if await READ_ONCE(vcpu.mode) == EXITING_GUEST_MODE or await READ_ONCE(vcpu.requests):
@@ -135,7 +137,9 @@ async def hv_vcpu_enter_guest(vcpu: HvVcpu) -> None:
         vcpu.note("kvm_entry", vcpu=vcpu.id)
         insn = await run_guest(vcpu)
         await vcpu.pcpu.vm_exit()
-    vcpu.note("kvm_exit", vcpu=vcpu.id, reason=insn.kind if insn else "external_interrupt")
+    reason = insn.kind if insn else "external_interrupt"
+    vcpu.note("kvm_exit", vcpu=vcpu.id, reason=reason)
+    vcpu.checkpoint(f"VM exit: {reason}")  # the instruction is that at which the guest stands
     await WRITE_ONCE(vcpu.mode, OUTSIDE_GUEST_MODE)
     await vcpu.pcpu.local_irq_enable()
     if insn:

@@ -144,6 +144,10 @@ RMW = {
 }
 
 
+#: Those that are set_bit() and clear_bit() when they order nothing.
+VOID = ("or", "andnot")
+
+
 def _replace(value: Any, b: Any) -> Any:
     return value if b is None else b
 
@@ -180,7 +184,7 @@ def apply(op: Op, value: Any) -> tuple[Any, Any]:
     if code == Code.STORE:
         return op.a, None
     if code == Code.RMW:
-        return RMW[op.fn](value, op.a, op.b), value
+        return RMW[op.fn](value, op.a, op.b), None if is_void(op) else value
     return AWAITED[op.fn](value, op.b), value
 
 
@@ -202,13 +206,18 @@ def smp_store_release(cell: Cell, value: Any) -> Op:
     return Op(Code.STORE, cell, a=value, order=Order.RELEASE)
 
 
+def is_void(op: Op | None) -> bool:
+    """Does the op tell its thread nothing of the old value?  So it is with set_bit() and clear_bit(), in the kernel and here."""
+    return op is not None and op.code == Code.RMW and op.order == Order.NONE and op.fn in VOID
+
+
 def set_bit(nr: int, cell: Cell) -> Op:
-    """Atomic and unordered (on x86: LOCK OR, a full barrier)."""
+    """Atomic and unordered (on x86: LOCK OR, a full barrier); returns None."""
     return Op(Code.RMW, cell, "or", 1 << nr)
 
 
 def clear_bit(nr: int, cell: Cell) -> Op:
-    """Atomic and unordered (on x86: LOCK AND, a full barrier)."""
+    """Atomic and unordered (on x86: LOCK AND, a full barrier); returns None."""
     return Op(Code.RMW, cell, "andnot", 1 << nr)
 
 

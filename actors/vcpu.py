@@ -167,6 +167,7 @@ async def kvm_vcpu_block(vcpu: Vcpu, caller: str) -> None:
         if await READ_ONCE(vcpu.sigpending):
             break
         await await_eq(vcpu.task_state, TASK_RUNNING)  # schedule()
+    vcpu.checkpoint(f"woken in {caller}")
     await WRITE_ONCE(vcpu.task_state, TASK_RUNNING)
     await WRITE_ONCE(vcpu.wait_task, False)
 
@@ -228,6 +229,7 @@ async def vcpu_enter_guest(vcpu: Vcpu) -> int:
         await inject_pending_event(vcpu)
     vcpu.checkpoint("entry")
     await vcpu.pcpu.local_irq_disable()
+    vcpu.checkpoint("IRQs off")
     await smp_store_release(vcpu.mode, IN_GUEST_MODE)
     await smp_mb()  # mode before requests: pairs with the barrier in kvm_vcpu_kick()
     if await READ_ONCE(vcpu.mode) == EXITING_GUEST_MODE or await READ_ONCE(vcpu.requests) or await READ_ONCE(vcpu.sigpending):
@@ -242,7 +244,9 @@ async def vcpu_enter_guest(vcpu: Vcpu) -> int:
         vcpu.note("kvm_entry", vcpu=vcpu.id)
         insn = await run_guest(vcpu)
         await vcpu.pcpu.vm_exit()
-    vcpu.note("kvm_exit", vcpu=vcpu.id, reason=insn.kind if insn else "external_interrupt")
+    reason = insn.kind if insn else "external_interrupt"
+    vcpu.note("kvm_exit", vcpu=vcpu.id, reason=reason)
+    vcpu.checkpoint(f"VM exit: {reason}")  # the instruction is that at which the guest stands
     await WRITE_ONCE(vcpu.mode, OUTSIDE_GUEST_MODE)
     await vcpu.pcpu.local_irq_enable()
     return await handle_exit(vcpu, insn) if insn else 1

@@ -16,7 +16,7 @@ from random import Random
 from typing import Any, NoReturn
 
 from actors.actor import Cell
-from actors.ops import AWAIT, AWAITED, RMW, Code, Op, Order
+from actors.ops import AWAIT, AWAITED, RMW, Code, Op, Order, is_void
 from cluster.messages import ACCESS, ANSWER, FLUSH, FLUSHED, IPI, FrameError, Message, name_of
 from cluster.runner import Runner
 from cluster.words import fields
@@ -336,7 +336,7 @@ class Engine:
         runner.waiting = False
         actor = runner.actor
         self.moving = runner.index
-        op = runner.op = resume(actor, runner.send, value)
+        op = runner.op = resume(actor, runner.send, None if is_void(runner.op) else value)
         self.moving = -1
         if op is None:
             runner.coroutine = None

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from actors.actor import Cell
-from actors.ops import AWAIT, AWAITED, RMW, Code, Op, Order, may_write
+from actors.ops import AWAIT, AWAITED, RMW, VOID, Code, Op, Order, may_write
 from actors.vm import Vm
 from racevisor.automata import Automata, resume
 from racevisor.channel import Channel, Thread, Undo
@@ -29,7 +29,7 @@ Gate = Callable[[Thread, Op], bool]
 _LOAD, _STORE, _RMW, _FENCE, _AWAIT, _SEND, _CHOOSE = (
     Code.LOAD, Code.STORE, Code.RMW, Code.FENCE, Code.AWAIT, Code.SEND, Code.CHOOSE,
 )  # fmt: skip
-_WRITE = Order.WRITE
+_WRITE, _NONE = Order.WRITE, Order.NONE
 
 
 class Stepper:
@@ -259,6 +259,8 @@ class Stepper:
                 cell.waiters.remove(thread)  # type: ignore[union-attr]
             if self.functions:
                 step.function = innermost_function(thread.coroutine)
+            if op.code == _RMW and op.order == _NONE and op.fn in VOID:
+                result = None  # see actors.ops.is_void; two values that nobody is told would be two local states
             if self.automata is None:
                 op = resume(thread.actor, thread.send, result)
             else:

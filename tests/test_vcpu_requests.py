@@ -228,13 +228,13 @@ def test_the_states_of_todays_loop_are_what_they_were() -> None:
     assert {verdict.verdict for verdict in verdicts.values()} == {"exhausted"}
     assert {setup: verdict.states for setup, verdict in verdicts.items()} == {
         "entry": 99,
-        "rearm": 648,
+        "rearm": 623,
         "migrate": 309,
         "sleep": 34,
-        "flush": 375,
+        "flush": 240,
         "flush_halted": 751,
         "walker": 53,
-        "posted": 284,
+        "posted": 283,
         "posted_halt": 171,
         "signal": 58,
         "resched": 58,
