@@ -240,14 +240,22 @@ class Crew:
             elif now - since > self.give_up:
                 del self.out[ref], self.due[ref]
                 self.sharing.lost(cell, number, worker)
+                self._kill_here(worker)
                 self._replace(worker, f"no answer for {now - since:.0f} s")
+
+    def _kill_here(self, worker: int) -> None:
+        """A process that is stopped does not hear Ray; it is there, so its number is its own."""
+        pid = self.pids.get(worker)
+        if pid is not None:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
 
     def _replace(self, worker: int, death: str) -> None:
         self.deaths += 1
         self.deaths_in_a_row += 1
         self.asked.pop(worker, None)
         self.begun.discard(worker)
-        pid = self.pids.pop(worker, None)
+        self.pids.pop(worker, None)
         if self.deaths_in_a_row > DEATHS:
             said = (death.strip().splitlines() or ["no reason given"])[0][:200]
             raise ClusterError(
@@ -256,8 +264,5 @@ class Crew:
             )
         with contextlib.suppress(RayError):
             ray.kill(self.hands[worker])
-        if pid is not None:  # a process that is stopped does not hear Ray
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
         self.hands[worker] = self.session.pulse.call(self._hire)
         self.idle.append(worker)

@@ -271,8 +271,8 @@ def run(
     memory: str = "tso",
     vcpus: int | None = None,
     *,
-    trace_dir: Path | None = None,
-    log_dir: Path | None = None,
+    trace_dir: Path | str | None = None,
+    log_dir: Path | str | None = None,
     on_round: Callable[[Any], None] = lambda played: None,
     **options: Any,
 ) -> Tally:
@@ -285,9 +285,10 @@ def run(
     from racevisor.rounds import Tally, logs_of
 
     wanted = case(name, variant, setup, memory, vcpus)
-    where = log_dir or logs_of(wanted, trace_dir)
+    folder = _path(trace_dir)
+    where = _path(log_dir) or logs_of(wanted, folder)
     asked = LiveOptions(log_dir=where, **options)
-    tally = Tally(wanted, asked.seed, trace_dir, where)
+    tally = Tally(wanted, asked.seed, folder, where)
     _play(on_round, LiveRun(wanted, asked), tally)
     return tally
 
@@ -312,8 +313,8 @@ def stress(
     *,
     duration: str | None = None,
     rounds: int | None = None,
-    directory: Path | None = None,
-    resume: Path | None = None,
+    directory: Path | str | None = None,
+    resume: Path | str | None = None,
     on_round: Callable[[Any], None] = lambda played: None,
     **options: Any,
 ) -> Stressed:
@@ -327,12 +328,16 @@ def stress(
     if (name is None) == (resume is None):
         raise UsageError("a stress is of a scenario, or goes on in a directory\n  say one of the two:  name=..., resume=...")
     if resume is not None:
-        book = resumed(resume, duration, rounds, options.get("address"))
+        book = resumed(Path(resume), duration, rounds, options.get("address"))
     else:
         live = {"seed": 0, "vms": 1, **options}
-        book = begun(str(name), variant, setup, memory, vcpus, duration, rounds, directory, live)
+        book = begun(str(name), variant, setup, memory, vcpus, duration, rounds, _path(directory), live)
     done = carry_out(book, LiveOptions, LiveRun, partial(_play, on_round))
     return Stressed(book.directory, book.tally, book.aborted, book.before + book.tally.seconds, done)
+
+
+def _path(named: Path | str | None) -> Path | None:
+    return None if named is None else Path(named)
 
 
 def _play(
@@ -369,6 +374,8 @@ def analyze(
     from racevisor.analysis import read, report, rounds
     from racevisor.analysis import table as merged
 
+    if not places:
+        raise UsageError('there is nothing to analyze\n  name directories with logs in or below them:  api.analyze("runs")')
     logs = read.read([Path(place) for place in places])
     asked = rounds.rounds(logs, bad, **wanted)
     done = report.report(logs, asked, tables, against, slots)

@@ -139,7 +139,7 @@ _NONE: frozenset[str] = frozenset()
 
 KINDS: dict[str, Kind] = {
     "auto": Kind(
-        "states if they can be exhausted within the budget, else pct for the rest of it",
+        "states if the budget is enough to exhaust them, else pct",
         _auto, frozenset({"depth", "symmetry"}), _STATES, systematic=True, automata=True,
     ),
     "states": Kind("every reachable state once", _states, frozenset({"symmetry"}), _STATES, systematic=True, automata=True),
@@ -150,7 +150,7 @@ KINDS: dict[str, Kind] = {
     "random": Kind("random walks", _random, runs=1000),
     "delay": Kind("all executions with at most --bound delays", _delay, frozenset({"bound"}), _ALL, True),
     "preemption": Kind("all executions with at most --bound preemptions", _preemption, frozenset({"bound"}), _ALL, True),
-    "audit": Kind("random walks, each run again twice: does a schedule decide everything?", _audit, runs=100),
+    "audit": Kind("random walks, run again twice: does a schedule decide all?", _audit, runs=100),
 }  # fmt: skip
 
 STRATEGIES = tuple(KINDS)

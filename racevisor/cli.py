@@ -29,7 +29,7 @@ from racevisor.cli_conform import conform
 from racevisor.cli_options import as_json, in_full, into_trace_dir, not_shrunk, of_vcpus, shrink_budget, widely
 from racevisor.cli_why import compare, explain, report, step
 from racevisor.collector import collect_rarely
-from racevisor.errors import RacevisorError, Unfinished
+from racevisor.errors import RacevisorError, Unfinished, UsageError
 from racevisor.start import INTERRUPTED
 
 
@@ -63,6 +63,15 @@ def show(name: str, variants: tuple[str, ...], source: bool, as_json: bool) -> N
     from racevisor.commands.catalogue import show_scenario
 
     show_scenario(name, variants, source, as_json)
+
+
+def _leave_to(directory: Path | None, names: str) -> None:
+    """What is resumed from a directory knows these options: UsageError if one was given, for it would have no effect."""
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        given = context.get_parameter_source(parameter.name or "") is click.core.ParameterSource.COMMANDLINE
+        if directory is not None and given and parameter.name in names.split():
+            raise UsageError(f"{directory} goes on as it was begun\n  leave out {parameter.opts[0]}, or begin a new one")
 
 
 @cli.command()
@@ -124,6 +133,10 @@ def show(name: str, variants: tuple[str, ...], source: bool, as_json: bool) -> N
 def explore(**options: Any) -> int:
     from racevisor.commands.explore import explore_scenario
 
+    whole = (
+        "variants setups memories strategy budget runs depth bound seed symmetry max_steps vcpus to_the_end decompose directory"
+    )
+    _leave_to(options["resume"], whole)
     if any(options[name] is not None for name in ("workers", "address", "directory", "resume")):
         from cluster.search import Crew
 
@@ -334,6 +347,7 @@ def stress(**options: Any) -> int:
 
     The directory holds the counts, a log of all rounds, bounded in size, and the traces of the first bad rounds.
     """
+    _leave_to(options["resume"], "variant setup memory vcpus seed noise placement hosts vms transport directory")
     from cluster.live import LiveOptions, LiveRun
     from racevisor.commands.stress import stress as run_stress
 

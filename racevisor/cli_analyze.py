@@ -45,12 +45,12 @@ def analyze(
     """What the logs of runs say: DIR... are directories with logs in or below them, of any number of runs and hosts.
 
     \b
-    outcomes  how rounds ended, by scenario, variant, memory model, vCPUs, placement
+    outcomes  how rounds ended, by scenario, variant, memory model, vCPUs, ...
     compare   the variants side by side, with the difference
     rate      bad rounds over time
     first     the first bad round, and the step that broke the check
-    orders    which order of two accesses goes with bad rounds, ranked    (--log-steps)
-    messages  messages between hosts: counts and latencies                (--log-steps)
+    orders    which order of two accesses goes with bad rounds, (--log-steps)
+    messages  messages between hosts: counts and latencies        (--log-steps)
     stuck     what was in flight at the end of stuck and aborted rounds
     cases     one line each; events: the kinds of events, counted
 

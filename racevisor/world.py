@@ -26,6 +26,7 @@ from racevisor.written import Written
 _LOAD, _FENCE, _AWAIT, _SEND, _CHOOSE = Code.LOAD, Code.FENCE, Code.AWAIT, Code.SEND, Code.CHOOSE
 _WRITE = Order.WRITE
 _PROGRAM = (THREAD, CHOICE)
+_NOTHING: dict[str, Any] = {}  # never the dict of a monitor, which may come to hold something
 
 
 class World(Stepper):
@@ -92,7 +93,7 @@ class World(Stepper):
             [thread.history for thread in self.threads],
             [thread.buffer.copy() if thread.buffer is not None and thread.buffer.entries else None for thread in self.threads],
             [(channel, channel.queue) for channel in self.flying if channel.queue],
-            [(m.ghost and dict(m.ghost), m.where and dict(m.where)) for m in self.monitors],
+            [(dict(m.ghost) if m.ghost else _NOTHING, dict(m.where) if m.where else _NOTHING) for m in self.monitors],
         )
 
     def rewind(self, snapshot: Snapshot) -> None:

@@ -102,7 +102,7 @@ def test_a_stress_is_begun_and_gone_on_with(embedded_ray: None, tmp_path: Path) 
     assert one.done and one.tally.problem is None and one.tally.rounds == len(played) == 4
     state = json.loads((one.directory / "stress.json").read_text(encoding="utf-8"))
     assert state["counts"]["rounds"] == 4 and state["done"]
-    more = api.stress(resume=tmp_path / "s", rounds=6)
+    more = api.stress(resume=str(tmp_path / "s"), rounds=6)
     assert more.tally.rounds == sum(more.tally.outcomes.values()) == 6 and more.seconds > one.seconds
     with pytest.raises(UsageError, match="holds a stress already"):
         api.stress("init_sipi", directory=tmp_path / "s")
@@ -134,6 +134,10 @@ def test_logs_are_analysed_into_tables(tmp_path: Path) -> None:
     assert (tmp_path / "events.parquet").exists() and said.logs.damaged == []
     with pytest.raises(UsageError, match="nobody"):
         api.analyze(tmp_path / "logs", variant=["nobody"])
+    with pytest.raises(UsageError, match=r"there is no table order\n  tables:  cases, .*orders"):
+        api.analyze(tmp_path / "logs", tables=["order"])
+    with pytest.raises(UsageError, match="nothing to analyze"):
+        api.analyze()
 
 
 def test_recorded_apics_are_compared(tmp_path: Path) -> None:

@@ -251,6 +251,31 @@ class Marks(Monitor):
         return Violation(self.check, "x only") if step.cell.name == "z" and "y" not in self.ghost else None
 
 
+class First(Monitor):
+    """Remembers who was first, and where; both are empty at the start."""
+
+    check = "first"
+
+    def on_step(self, step: Step) -> Violation | None:
+        self.ghost.setdefault("first", step.thread)
+        self.where.setdefault("first", step.n)
+        return None
+
+
+@pytest.mark.parametrize("strategy", [StatefulSearch, lambda: StatefulSearch(reduce=False)])
+def test_who_goes_back_to_where_a_monitor_remembered_nothing_finds_that_it_remembers_nothing(strategy: Any) -> None:
+    """What it writes down afterwards must not get into what is kept of the state before."""
+    of = world("y=1 | y=2", monitors=lambda vm: [First([vm.memory.y])], automata=True)  # type: ignore[union-attr]
+    (first,), (y,) = of.monitors, [cell for cell in of.vm.cells if cell.name == "y"]
+    chosen, seen, again, run = strategy(), set(), True, 0
+    while again:
+        execution = of.run(chosen, run)
+        if execution.status == "terminal":
+            seen.add((first.ghost["first"], first.where["first"], y.value))
+        again, run = chosen.end(execution), run + 1
+    assert seen == {("P0", 0, 2), ("P1", 0, 1)}
+
+
 def test_ghost_states_with_different_keys_are_different() -> None:
     def make(vm: Vm) -> list[Monitor]:
         m: Any = vm.memory

@@ -34,8 +34,8 @@ class Report:
 def report(logs: Logs, rounds: Rounds, asked: Collection[str] = (), against: str | None = None, slots: int = SLOTS) -> Report:
     """Answer what is asked, or all but the mere counts of events.
 
-    `against` is the variant that the others are compared with; UsageError if there is none such.  `slots` is how many slots of
-    time there may be for each case.
+    `against` is the variant that the others are compared with.  `slots` is how many slots of time there may be for each case.
+    UsageError for a table or a variant that there is not.
     """
     if against is not None and against not in (names := rounds.played["variant"].unique().drop_nulls().sort().to_list()):
         raise UsageError(f"there is no variant {against} to compare with\n  there is:  {', '.join(names) or 'none at all'}")
@@ -51,6 +51,9 @@ def report(logs: Logs, rounds: Rounds, asked: Collection[str] = (), against: str
         "events": lambda: latencies.kinds(rounds),
         "stuck": lambda: stuck.stuck(rounds),
     }
+    for name in asked:
+        if name not in makers:
+            raise UsageError(f"there is no table {name}\n  tables:  {', '.join(makers)}")
     done.tables = {name: make() for name, make in makers.items() if name in asked or (not asked and name != "events")}
     return done
 

@@ -104,8 +104,9 @@ def _counted(sides: list[Side]) -> str:
     open_ = [f"of {side.case.variant_name} ({side.counted.ledger.reason})" for side in sides if not side.counted.ledger.exhausted]
     if not open_:
         return f"{text}, all of them; a class is bad if its executions break a check."
+    whose = "its" if len(open_) == 1 else "their"
     return (
-        f"{text}.  The count {' and that '.join(open_)} came to no end: its numbers are lower limits, "
+        f"{text}.  The count {' and that '.join(open_)} came to no end: {whose} numbers are lower limits, "
         "and their ratio says nothing of the whole."
     )
 
