@@ -47,8 +47,8 @@ CLIENT = "ray://"
 #: Ray does not say that a secret is missing or wrong; it goes on asking.
 TOKEN = "  if it has a secret, it is wanted here too:  RAY_AUTH_MODE=token, and the cluster's ~/.ray/auth_token\n"
 LOOPBACKS = ("127.0.0.1", "localhost", "::1")
-#: How long leaving a cluster that is gone may take, in seconds, before we go on without Ray's consent; and before the next is
-#: opened in this process, where Ray has to have let go of the one before.
+#: How long leaving a cluster that is gone may take, in seconds, before we go on without Ray's consent and tell the results; and
+#: before this process ends, or opens the next, for which Ray has to have let go of the one before.
 LEAVE, LET_GO = 0.5, 10.0
 
 
@@ -75,8 +75,7 @@ class Session:
 
     def open(self) -> None:
         """Connect or start; ClusterError if that does not succeed in time."""
-        while _leaving:
-            _leaving.pop().join(LET_GO)
+        _let_go()
         if ray.is_initialized():
             self.reused = True
             return
@@ -225,6 +224,13 @@ def _leave() -> None:
     if thread.is_alive():  # else Ray would wait for the same once more when Python exits
         atexit.unregister(ray.shutdown)
         _leaving.append(thread)
+        atexit.register(_let_go)
+
+
+def _let_go() -> None:
+    """Wait for what still leaves: to exit, or to open Ray again, under the feet of its C++ code is a segmentation fault."""
+    while _leaving:
+        _leaving.pop().join(LET_GO)
 
 
 def _end_child(child: subprocess.Popen[str], directory: str) -> None:
