@@ -229,3 +229,43 @@ def diaries(of: World, strategy: Any) -> set[Any]:
         run += 1
     of.close()
     return seen
+
+
+class Case:
+    """What a pool and a worker ask of a case: a World, made anew each time."""
+
+    def __init__(self, make: Callable[[], World]) -> None:
+        self.make = make
+
+    def world(self, calls: Any = lambda inner: inner, **_options: Any) -> World:
+        made = self.make()
+        made.vm.calls = calls(made.vm.calls)
+        made.outcome = made.outcome or (lambda _vm: str(end_state(made)))
+        return made
+
+
+def sparring(rounds: int) -> World:
+    """D and B keep each other busy so long that random executions do not show that B waits for what A stores."""
+    vm = Vm()
+    m: Any = vm.guest_memory(g=0, c=0, k=0)
+
+    async def a(_me: Any) -> None:
+        await ops.await_eq(m.g, 1)
+        await ops.WRITE_ONCE(m.c, 1)
+
+    async def e(_me: Any) -> None:
+        await ops.WRITE_ONCE(m.g, 1)
+
+    def spar(n: int, then_wait: bool) -> Any:
+        async def body(_me: Any) -> None:
+            for i in range(rounds):
+                if await ops.cmpxchg(m.k, 2 * i + n, 2 * i + n + 1) != 2 * i + n:
+                    return
+            if then_wait:
+                await ops.await_eq(m.c, 1)
+
+        return body
+
+    for name, body in (("A", a), ("E", e), ("B", spar(1, True)), ("D", spar(0, False))):
+        Thread(vm, name, body, seen=())
+    return World(vm, "sc", automata=True)

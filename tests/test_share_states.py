@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -12,12 +11,10 @@ import pytest
 from hypothesis import given as for_all
 from hypothesis import settings
 from hypothesis import strategies as st
-from programs import PROGRAMS, by_brute_force, end_state, world
+from programs import PROGRAMS, Case, by_brute_force, sparring, world
 from test_stateful_search import Both, spinning
 
-from actors.ops import WRITE_ONCE, Code, await_eq, cmpxchg
-from actors.thread import Thread
-from actors.vm import Vm
+from actors.ops import Code
 from racevisor.choose import Wanted
 from racevisor.errors import NotDeterministic, Unhashable, UsageError
 from racevisor.explore import cases
@@ -27,23 +24,9 @@ from racevisor.share.states import SharedStates, StatesPool, StatesWorker
 from racevisor.share.states_pool import halve
 from racevisor.strategies import states
 from racevisor.strategies.states import StatefulSearch
-from racevisor.world import World
 
 ROOT = Path(__file__).resolve().parent.parent
 WANTED = Wanted(strategy="states", to_the_end=True)
-
-
-class Case:
-    """What a pool and a worker ask of a case: a World, made anew each time."""
-
-    def __init__(self, make: Callable[[], World]) -> None:
-        self.make = make
-
-    def world(self, calls: Any = lambda inner: inner, **_options: Any) -> World:
-        made = self.make()
-        made.vm.calls = calls(made.vm.calls)
-        made.outcome = made.outcome or (lambda _vm: str(end_state(made)))
-        return made
 
 
 def wire(plain: Any) -> Any:
@@ -202,36 +185,9 @@ def test_a_busy_loop_is_found_by_whoever_comes_round(length: int, before: int, m
 # ---- what may be believed ----------------------------------------------------------------------------------------------------
 
 
-def sparring() -> World:
-    """D and B keep each other busy so long that random executions do not show that B waits for what A stores."""
-    vm = Vm()
-    m: Any = vm.guest_memory(g=0, c=0, k=0)
-
-    async def a(_me: Any) -> None:
-        await await_eq(m.g, 1)
-        await WRITE_ONCE(m.c, 1)
-
-    async def e(_me: Any) -> None:
-        await WRITE_ONCE(m.g, 1)
-
-    def spar(n: int, then_wait: bool) -> Any:
-        async def body(_me: Any) -> None:
-            for i in range(8):
-                if await cmpxchg(m.k, 2 * i + n, 2 * i + n + 1) != 2 * i + n:
-                    return
-            if then_wait:
-                await await_eq(m.c, 1)
-
-        return body
-
-    for name, body in (("A", a), ("E", e), ("B", spar(1, True)), ("D", spar(0, False))):
-        Thread(vm, name, body, seen=())
-    return World(vm, "sc", automata=True)
-
-
 def test_a_belief_that_proves_wrong_begins_the_search_again_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(states, "LEARN", 0)
-    case = Case(sparring)
+    case = Case(lambda: sparring(8))
     _, expected = alone(case)
     restarts = 0
     for seed in range(8):

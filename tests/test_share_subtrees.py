@@ -9,7 +9,7 @@ import msgpack
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from programs import PROGRAMS, end_state, world
+from programs import PROGRAMS, Case, world
 from test_classes import watching
 
 from racevisor.choose import Wanted
@@ -22,23 +22,6 @@ from racevisor.strategies.optimal import OptimalDpor
 from racevisor.world import World
 
 WANTED = Wanted(strategy="optimal", to_the_end=True)
-
-
-class Case:
-    """What a pool and a worker ask of a case: a World, made anew each time."""
-
-    def __init__(self, make: Callable[[], World]) -> None:
-        self.make = make
-
-    def world(self, calls: Any = lambda inner: inner, **_options: Any) -> World:
-        made = self.make()
-        made.vm.calls = calls(made.vm.calls)
-        made.outcome = outcome(made)
-        return made
-
-
-def outcome(of: World) -> Callable[[Any], str]:
-    return lambda _vm: str(end_state(of))
 
 
 class Keys(OptimalDpor):
